@@ -154,7 +154,7 @@ class CurvatureSchedule(Interval):
 class TaskSchedule(Interval):
     """Decides when a picture of the task is made. Pictures have their own share of the time, outside the budget.
 
-    The time is that of `Sampler.now_s`: on a busy machine the share of the training's own time stays the same.
+    Time is measured by `Sampler.now_s`, the training's own time, so the pictures' share is the same on a busy machine.
     `took_s` is the total CPU time of all pictures so far.
     """
 

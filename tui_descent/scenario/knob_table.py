@@ -83,8 +83,8 @@ _ROWS = (
         kind="choice",
         values="off or on; `way`: auto, ramp (20 steps), gentle (200 steps), rotation (50 steps) or instant; "
         "`scale` of the branch: 1/√depth by default",
-        acts="on: y = x + scale·f(x) around every block; rotation ends at (x + f(x))/√2. auto means ramp; "
-        "once the loss has halved it means rotation, or gentle with more than 10 blocks",
+        acts="on: y = x + scale·f(x) around every block; rotation ends at (x + f(x))/√2. auto chooses "
+        "ramp until the loss has halved; after that rotation, or gentle with more than 10 blocks",
         choices=("off", "on"),
         ways=("auto", "ramp", "gentle", "rotation", "instant"),
         takes_scale=True,

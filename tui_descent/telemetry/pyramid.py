@@ -186,7 +186,7 @@ class Pyramid:
         """Bins of `width` steps (a power of two) that overlap steps first..last, as `(bin number, values)` in order.
 
         The values come from the coarsest level that is fine enough and reaches back to `first`. If there is no such
-        level, they come from a coarser level, and each of its bins gets the number of the first bin that it covers.
+        level, they come from a coarser level, whose bins are numbered by the first requested bin that each covers.
         """
         assert width & (width - 1) == 0
         level = self._level_for(width, first)

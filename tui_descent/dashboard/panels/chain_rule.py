@@ -18,7 +18,7 @@ from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import LedgerEntry
 
-# Below the first product the gradient counts as vanished, above the second as exploded, as in the diagnosis.
+# Below the first product the gradient counts as vanished, above the second as exploded.
 VANISHES_BELOW, EXPLODES_ABOVE = 3e-3, 1 / 3e-3
 # Rounding in float32 cannot explain a larger relative difference between the two computations.
 MAX_DISCREPANCY = 1e-3

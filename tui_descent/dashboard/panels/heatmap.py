@@ -30,8 +30,8 @@ class HeatmapPanel(Panel):
     help_text = (
         "Root-mean-square gradient of each layer's weights over time, with the output at the top and the input at the "
         "bottom. The time axis is that of the loss chart. Dark is small, bright is large; the border shows the scale. "
-        "The scale widens as needed and shrinks only after an undo or redo. Dimmed columns have no reading, which "
-        "happens at full speed: they repeat the last one. Unit: loss per unit of weight."
+        "The scale widens as needed and shrinks only after an undo or redo. At full speed a column may have no "
+        "reading; then it repeats the last one, dimmed in a long gap. Unit: loss per unit of weight."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

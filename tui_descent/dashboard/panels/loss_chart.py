@@ -32,9 +32,9 @@ class LossPanel(Panel):
     min_interval_s = 0.15
     help_text = (
         "Training loss of every update. Dark band: from the lowest to the highest loss of the steps in a column. "
-        "Bright: smoothed loss, a moving average over 20 steps; five losses after a jump it restarts at the new "
-        "level. The number at its end is the smoothed loss now. ○ loss on held-out data. ┊ an intervention. Faint: "
-        "undone steps (g hides them). Unit: nats for cross-entropy."
+        "Bright: smoothed loss, a moving average over about 20 steps; if five losses in a row are far from it, it "
+        "restarts at their level. The number at its end is the smoothed loss now. ○ loss on held-out data. "
+        "┊ an intervention. Faint: undone steps (g hides them). Unit: nats for cross-entropy."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

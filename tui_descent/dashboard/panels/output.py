@@ -21,7 +21,7 @@ class OutputPanel(Panel):
 
     help_text = (
         "What the script has printed; the newest line is at the bottom. Progress bars show their last state. You "
-        "cannot type here: a script that reads from the terminal gets the end of the input at once."
+        "cannot type here: a script that reads from the terminal sees the end of its input (EOF) at once."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

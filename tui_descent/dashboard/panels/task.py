@@ -16,10 +16,10 @@ class TaskPanel(Panel):
 
     min_interval_s = 0.1
     help_text = (
-        "What is being learnt, made by the trainer while this view is open, at most five times a second. A test "
-        "surface: its contour map (dark is low), or its curve, with the path so far, minima and saddles. The arrow "
+        "A picture of what the net has learnt. The trainer makes it while this view is open, at most five times a "
+        "second. A test surface: its contour map (dark is low), or its curve, with the path so far, minima and saddles. The arrow "
         "shows the direction of the negative gradient, not its length. Data in the plane: the class that the net "
-        "predicts at each place, and the training points. Digits: what the net takes held-out images for. Text: what "
+        "predicts at each place, and the training points. Digits: the net's answer for each held-out image. Text: what "
         "the net writes, and its loss at each character of held-out text, in nats."
     )
 

@@ -32,7 +32,7 @@ class UpdatesPanel(LayerBarsPanel):
         "1e-4 and 1e-2 (dotted lines, green bars). Grey bars are outside that range. That alone is not a fault: it "
         "also happens with small weights, in Adam's first steps, in fine-tuning and at the end of a schedule. An "
         "orange bar with ! is a fault: the update is larger than the weights, or less than a ten-thousandth of the "
-        "largest update of all layers, so this layer hardly learns."
+        "largest one (of 1e-2, if the largest is above that), so this layer hardly learns."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -54,7 +54,7 @@ RULES: tuple[Rule, ...] = (
         "(Glorot & Bengio 2010)",
         sentence="{share:.0%} of {layer}'s outputs are saturated.",
         check="Open the layer (enter): its saturated fraction; outputs near the activation's limits.",
-        helps="smaller weights, an activation without limits, residual connections, a norm",
+        helps="smaller weights, an unbounded activation, residual connections, a norm",
         useless="a larger learning rate, which saturates more units",
     ),
     Rule(

@@ -29,7 +29,7 @@ RULES: tuple[Rule, ...] = (
         finding="no optimizer step",
         kind="wiring",
         condition="run.step() got 20 losses and no watched optimizer made a step",
-        threshold="20 losses; 10 times the most losses between two updates so far, if the loop accumulates gradients",
+        threshold="20 losses without an update; if gradients are accumulated, 10 times the longest series so far",
         sentence="{losses:.0f} losses; the watched {optimizer} made no step{other}.",
         check="Is optimizer.step() called, and on the object that was passed to watch()?",
         helps="pass the optimizer to watch() that the loop steps",
@@ -97,7 +97,7 @@ RULES: tuple[Rule, ...] = (
         threshold="10 updates: a warm-up starts with one at 0",
         sentence="The learning rate {of}has been 0 for {updates:.0f} updates.",
         check="The top line shows lr 0. Is scheduler.step() called at each update, and does its schedule end at 0?",
-        helps="the schedule; in a scenario run key s",
+        helps="the schedule (key s in a scenario run)",
         useless="keys + and ]: a multiple of 0 is 0",
     ),
     Rule(

@@ -1,4 +1,4 @@
-"""An optimizer's parameter groups and per-parameter state after the model's parameters have changed."""
+"""Update an optimizer's parameter groups and per-parameter state after the model's parameters have changed."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def has_hooks(obj: object) -> bool:
 
 
 def _inside(wrapper: object) -> list[object]:
-    """The different optimizers among the attributes of an object, and in the containers among them."""
+    """The distinct optimizers that are attributes of an object, or elements of containers that are."""
     attributes = vars(wrapper) if hasattr(wrapper, "__dict__") else {}
     values: list[object] = []
     for name, value in attributes.items():

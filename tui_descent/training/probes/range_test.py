@@ -78,8 +78,8 @@ class Curve:
     def add(self, rate: float, loss: float) -> bool:
         """Add a point. Returns False if the test must end because the loss is not finite or too large.
 
-        A loss is too large if it is above `STOP_FACTOR` times the smallest smoothed loss and also above `level`. (Four
-        times a loss near 0 is still a small loss.) A non-finite loss is not added.
+        A loss is too large if it is above `STOP_FACTOR` times the smallest smoothed loss and also above `level`. The
+        second condition is needed because a multiple of a loss near 0 is still small. A non-finite loss is not added.
         """
         if not math.isfinite(loss):
             self.ended_at = rate

@@ -165,7 +165,7 @@ class DeviceLosses:
         self.rows.clear()
 
     def collect(self, *, wait: bool = False) -> None:
-        """Move the rows that have arrived to `rows`. With `wait`, wait for the next rows in flight."""
+        """Append to `rows` the rows that have reached the host. With `wait`, wait for the next rows in flight."""
         if wait and not self._in_flight:
             self._send()
         while self._in_flight and (wait or self._in_flight[0].ready):

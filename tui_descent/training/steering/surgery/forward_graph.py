@@ -104,8 +104,8 @@ class ForwardGraph:
         return False
 
     def adds_input(self, x: Node, output: Node, other_outputs: Collection[Node]) -> bool:
-        """Whether the block's input `x` is added to something computed from it, inside the block or after it. The
-        search after the block ends at `other_outputs`, the outputs of the other blocks.
+        """Whether the block's input `x` is added to something computed from `x`, inside the block or after the block.
+        The search after the block ends at `other_outputs`, the outputs of the other blocks.
         """
         if output not in self._operands or x not in self._operands:
             return False
