@@ -256,5 +256,9 @@ def numbers(taken: TaskTaken, width: int) -> Strip:
     if not all(low <= x <= high for low, x, high in zip(picture.low, picture.point, picture.high, strict=True)):
         return line.add("outside of the picture", colours.ORANGE).to_strip(width)
     gradient = ", ".join(short(g) for g in picture.gradient)
-    line.add("gradient ", colours.DIM).add(gradient if len(picture.gradient) == 1 else f"({gradient})", colours.BRIGHT)
-    return line.to_strip(width)
+    gradient = gradient if len(picture.gradient) == 1 else f"({gradient})"
+    if line.width + len("gradient ") + len(gradient) <= width:
+        return line.add("gradient ", colours.DIM).add(gradient, colours.BRIGHT).to_strip(width)
+    return (
+        line.add("|gradient| ", colours.DIM).add(short(math.hypot(*picture.gradient)), colours.BRIGHT).to_strip(width)
+    )
