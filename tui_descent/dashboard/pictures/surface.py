@@ -204,13 +204,13 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
     drawn = Picture(columns, rows)
     step = (across.high - across.low) / len(losses)
     points = [plane.dot(across.low + (n + 0.5) * step, loss) for n, loss in enumerate(losses)]
+    for start, end in pairwise(points):
+        drawn.line(start, end, CURVE)
     (w,), slope = picture.point, picture.gradient[0]
     if math.isfinite(slope) and plane.cell(w, picture.loss) is not None:
         reach = _tangent_reach(plane, slope)
         left, right = (plane.dot(w + d, picture.loss + slope * d) for d in (-reach, reach))
         drawn.line(left, right, GRADIENT)
-    for start, end in pairwise(points):
-        drawn.line(start, end, CURVE)
 
     def mark(x: float, character: str, colour: str) -> None:
         loss = picture.loss if x == w else _between(losses, across, x)
@@ -232,7 +232,7 @@ def _tangent_reach(plane: Plane, slope: float) -> float:
     """Half of the tangent's extent along the parameter, so that its length on the picture is always the same."""
     x_dots = 2 * plane.columns / (plane.high[0] - plane.low[0])
     y_dots = slope * 4 * plane.rows / (plane.high[1] - plane.low[1])
-    return 0.16 * min(plane.columns, 4 * plane.rows) / math.hypot(x_dots / 2, y_dots)
+    return 0.2 * min(plane.columns, 4 * plane.rows) / math.hypot(x_dots / 2, y_dots)
 
 
 def _between(losses: list[float], across: Axis, x: float) -> float:
