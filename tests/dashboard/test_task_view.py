@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
 
 import pytest
 from driver import compare, open_dashboard
@@ -228,7 +229,8 @@ def test_digits_show_guess_truth_and_sureness() -> None:
     assert rows[5][21:29] == "5✗(2)━━━"
     assert rows[1].rstrip().endswith("most often confused")
     assert rows[2].rstrip().endswith("9 taken for 4   12×")
-    assert text(digits_picture(confusions=()), 78, 17).splitlines()[1].rstrip().endswith("no digit is confused")
+    perfect = digits_picture(confusions=(), right=360)
+    assert text(perfect, 78, 17).splitlines()[1].rstrip().endswith("no digit is confused")
 
 
 def test_images_are_whole_and_as_many_as_fit() -> None:
@@ -250,7 +252,9 @@ def test_any_digits_are_drawn_in_any_size(depth: Depth) -> None:
     for size in ((1, 1), (8, 4), (12, 5), (42, 3), (43, 30), (78, 17), (198, 54)):
         for picture in (unknown, few, none):
             text(picture, *size, depth)
-    assert "not fin" in text(unknown, 78, 17, depth)
+    assert "NaN/inf" in text(unknown, 78, 17, depth)
+    broken = digits_picture(guesses=bytes([NO_GUESS] * 96), confusions=(), right=0)
+    assert "the outputs are" in text(broken, 78, 17, depth).splitlines()[1]
     assert legend(few, depth)
 
 
@@ -276,3 +280,12 @@ def test_any_text_is_drawn_in_any_size() -> None:
         for picture in (strange, nothing, text_picture(24, 2), text_picture(4, 77)):
             text(picture, *size)
     assert legend(nothing, "none")
+
+
+@pytest.mark.parametrize("picture", [surface_picture, curve_picture, regions_picture, digits_picture, text_picture])
+def test_no_number_is_cut_at_80_columns(picture: Callable[[], TaskPicture]) -> None:
+    long = {"point": (-0.00233, -0.00038), "loss": -5.3e-06, "gradient": (-0.00467, -0.00076)}
+    shown = surface_picture(**long) if picture is surface_picture else picture()
+    (numbers,) = Drawings().draw(taken(shown, step=1_200_000), 78, 1, "truecolor")[:1]
+    assert "…" not in numbers.text
+    assert "|gradient| 0.00473" in numbers.text or picture is not surface_picture

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from same_process import AttendedHere
+from same_process import AttendedHere, run
 
 from tui_descent.protocol.commands import Pause, Stop, WatchTask
-from tui_descent.protocol.events import CommandDone, StateChanged, TaskTaken
+from tui_descent.protocol.events import CommandDone, StateChanged, StepsCompleted, TaskTaken
 
 
 def test_pictures_are_made_until_the_viewer_that_asked_disconnects() -> None:
@@ -31,5 +31,24 @@ def test_pictures_are_made_until_the_viewer_that_asked_disconnects() -> None:
         assert (paused.step, paused.picture.columns) == (asked.step, 40), "also while the run is paused"
         b.do(Stop())
         b.until_closed()
+    finally:
+        live.close()
+
+
+def test_losses_with_the_view_open_are_those_of_the_headless_run() -> None:
+    plain = run("run", "healthy", "--json", "--steps", "40").losses
+    live = AttendedHere("healthy", "run.steps=40", "run.evaluate_every=0", pace=100.0)
+    try:
+        viewer = live.viewer()
+        assert isinstance(viewer.do(WatchTask(on=True, columns=70, rows=16)), CommandDone)
+        viewer.until_event(StateChanged, state="waiting")
+        losses = {
+            event.first + n: loss for event in viewer.events(StepsCompleted) for n, loss in enumerate(event.losses)
+        }
+        assert losses
+        assert losses == {step: plain[step] for step in losses}
+        assert viewer.events(TaskTaken)[-1].step == 40, "the last picture is that of the trained net"
+        viewer.do(Stop())
+        viewer.until_closed()
     finally:
         live.close()

@@ -7,12 +7,13 @@ import torch
 from fake_keeper import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 
+from tui_descent.dashboard.pictures.draw import Drawings, grid
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.instruments.tiers import TASK_EVERY_S, TASK_SHARE, TaskSchedule
-from tui_descent.protocol.commands import WatchTask
+from tui_descent.protocol.commands import TurnKnob, WatchTask
 from tui_descent.protocol.events import CommandDone, CommandRejected, Noted, TaskTaken
 from tui_descent.scenario import presets
-from tui_descent.training.probes.task_probe import TaskProbe
+from tui_descent.training.probes.task_probe import TaskProbe, painter_of
 from tui_descent.training.progress import Progress
 from tui_descent.training.setup.build import Setup, build
 from tui_descent.training.steering.steering import Steering
@@ -50,6 +51,7 @@ def trained(setup: Setup, keeper: FakeKeeper | None, *, watch: bool, steps: int 
         link=keeper.link if keeper else None,
         sampler=sampler,
         steering=Steering(setup.model, setup.optimizer),
+        plan=[] if setup.path is not None else [(4, TurnKnob(knob="residual", value="on"))],
         replay=setup,
         task=task,
     )
@@ -82,6 +84,15 @@ def test_pictures_do_not_change_the_run(kind: str, keeper: FakeKeeper) -> None:
     assert same_state(state_of(pictured.optimizer), state_of(plain.optimizer))
     assert pictured.model.training == plain.model.training
     assert [event.step for event in keeper.events(TaskTaken)] == list(range(10)), "before every update"
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_has_a_picture_that_can_be_drawn(name: str) -> None:
+    setup = made(name)
+    picture = painter_of(setup).picture(*grid(78, 18))
+    rows = Drawings().draw(TaskTaken(segment=0, step=0, picture=picture, seconds=0.0), 78, 18, "truecolor")
+    assert 10 <= len(rows) <= 18
+    assert {row.cell_length for row in rows} == {78}
 
 
 def test_nothing_is_pictured_until_asked(keeper: FakeKeeper) -> None:

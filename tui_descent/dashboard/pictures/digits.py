@@ -17,7 +17,7 @@ ACROSS, DOWN = SIDE + 2, SIDE // 2 + 1  # cells from one image to the next: a ga
 GAPS_FROM = 4  # with as many rows of images there is also a gap between them
 LIST_WIDTH = 22  # for the confused digits, if there is room beside at least two images
 INK_FROM = 6  # without colours, pixels from this value on are drawn
-RIGHT, WRONG, UNKNOWN, REST = "#57ab7f", "#f0625d", "#7d8590", "#2b313b"
+RIGHT, WRONG, UNKNOWN, REST = "#57ab7f", "#f0625d", "#7d8590", "#3a3a3a"
 
 _GREYS = tuple(
     "#" + "".join(f"{dark + (light - dark) * n // MOST:02x}" for dark, light in ((27, 232), (32, 235), (41, 240)))
@@ -79,7 +79,7 @@ def _draw_guess(drawn: Picture, picture: DigitsPicture, n: int, left: int, row: 
     """The guess, and beside it a bar: how sure the net is."""
     digit, guess = picture.digits[n], picture.guesses[n]
     if guess == NO_GUESS:
-        text, colour = "not finite"[:SIDE], UNKNOWN
+        text, colour = "NaN/inf ", UNKNOWN
     else:
         text, colour = (f"{guess}✓ ", RIGHT) if guess == digit else (f"{guess}✗({digit})", WRONG)
     bar = SIDE - len(text)
@@ -90,6 +90,8 @@ def _draw_guess(drawn: Picture, picture: DigitsPicture, n: int, left: int, row: 
 
 def _confusions(picture: DigitsPicture, height: int) -> list[list[tuple[str, Style]]]:
     """The rows of the list, each as pieces of styled text."""
+    if not picture.confusions and picture.right < picture.count:
+        return [[(text, colours.ORANGE)] for text in ("the outputs are", "NaN or infinite")]
     if not picture.confusions:
         return [[("no digit is confused", colours.DIM)]]
     rows = [[("most often confused", colours.DIM)]]

@@ -48,7 +48,7 @@ def title(picture: TaskPicture) -> str:
         case DigitsPicture():
             return "held-out digits and what the net takes them for"
         case TextPicture():
-            return "what the net writes, and what surprises it"
+            return "what the net writes, and how well it predicts"
 
 
 def legend(picture: TaskPicture, depth: Depth) -> str:

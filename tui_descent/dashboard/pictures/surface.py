@@ -207,13 +207,13 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
     drawn = Picture(columns, rows)
     step = (across.high - across.low) / len(losses)
     points = [plane.dot(across.low + (n + 0.5) * step, loss) for n, loss in enumerate(losses)]
+    for start, end in pairwise(points):
+        drawn.line(start, end, CURVE)
     (w,), slope = picture.point, picture.gradient[0]
     if math.isfinite(slope) and plane.cell(w, picture.loss) is not None:
         reach = _tangent_reach(plane, slope)
         left, right = (plane.dot(w + d, picture.loss + slope * d) for d in (-reach, reach))
         drawn.line(left, right, GRADIENT)
-    for start, end in pairwise(points):
-        drawn.line(start, end, CURVE)
 
     def mark(x: float, character: str, colour: str) -> None:
         loss = picture.loss if x == w else _between(losses, across, x)
@@ -235,7 +235,7 @@ def _tangent_reach(plane: Plane, slope: float) -> float:
     """Half of the tangent's extent along the parameter. It is chosen to give the same length on every picture."""
     x_dots = 2 * plane.columns / (plane.high[0] - plane.low[0])
     y_dots = slope * 4 * plane.rows / (plane.high[1] - plane.low[1])
-    return 0.16 * min(plane.columns, 4 * plane.rows) / math.hypot(x_dots / 2, y_dots)
+    return 0.2 * min(plane.columns, 4 * plane.rows) / math.hypot(x_dots / 2, y_dots)
 
 
 def _between(losses: list[float], across: Axis, x: float) -> float:
@@ -259,5 +259,9 @@ def numbers(taken: TaskTaken, width: int) -> Strip:
     if not all(low <= x <= high for low, x, high in zip(picture.low, picture.point, picture.high, strict=True)):
         return line.add("outside of the picture", colours.ORANGE).to_strip(width)
     gradient = ", ".join(short(g) for g in picture.gradient)
-    line.add("gradient ", colours.DIM).add(gradient if len(picture.gradient) == 1 else f"({gradient})", colours.BRIGHT)
-    return line.to_strip(width)
+    gradient = gradient if len(picture.gradient) == 1 else f"({gradient})"
+    if line.width + len("gradient ") + len(gradient) <= width:
+        return line.add("gradient ", colours.DIM).add(gradient, colours.BRIGHT).to_strip(width)
+    return (
+        line.add("|gradient| ", colours.DIM).add(short(math.hypot(*picture.gradient)), colours.BRIGHT).to_strip(width)
+    )

@@ -18,14 +18,14 @@ class DigitsPainter:
     def __init__(self, setup: Setup) -> None:
         assert setup.batches is not None
         self._setup = setup
-        self._x, self._y = setup.batches.data.held_out_x, setup.batches.data.held_out_y  # (n, 64), (n,)
+        self._x, self._y = setup.batches.data.held_out_x, setup.batches.data.held_out_y.cpu()  # (n, 64), (n,)
         self._fits_outputs = setup.scenario.loss is not None and setup.scenario.loss.name == "mse"
         self._pixels = bytes(held_out_pixels()[:MAX_DIGITS].flatten().tolist())
         self._digits = bytes(self._y[:MAX_DIGITS].tolist())
 
     def picture(self, columns: int, rows: int) -> DigitsPicture:
         """The picture, whatever the size of the screen. All held-out images are evaluated in one pass."""
-        outputs = self._setup.outputs(self._x).double()  # (n, 10)
+        outputs = self._setup.outputs(self._x).cpu().double()  # (n, 10)
         known = outputs.isfinite().all(dim=1)
         guesses = torch.where(known, outputs.argmax(dim=1), NO_GUESS)
         chances = outputs.clamp(0, 1) if self._fits_outputs else outputs.softmax(dim=1)

@@ -20,8 +20,8 @@ class RegionsPainter:
         assert setup.batches is not None
         data = setup.batches.data
         self._setup = setup
-        self._points, self._classes = data.x[:MAX_SAMPLES], data.y[:MAX_SAMPLES]  # (n, 2), (n,)
-        low, high = data.x.amin(dim=0), data.x.amax(dim=0)
+        self._points, self._classes = data.x[:MAX_SAMPLES], data.y[:MAX_SAMPLES].cpu()  # (n, 2), (n,)
+        low, high = data.x.amin(dim=0).cpu().double(), data.x.amax(dim=0).cpu().double()
         margin = MARGIN * (high - low)
         self._low, self._high = low - margin, high + margin
         # With mse, the outputs are fitted to 0 and 1: they are probabilities, but not of a softmax.
@@ -36,7 +36,7 @@ class RegionsPainter:
         size = grid_size(columns, 2 * rows, MAX_NET_CELLS)
         if size != self._size:
             self._size, self._cells = size, self._grid(*size)
-        outputs = self._setup.outputs(torch.cat([self._cells, self._points])).double()
+        outputs = self._setup.outputs(torch.cat([self._cells, self._points])).cpu().double()
         bytes_ = self._bytes(outputs)
         cells, points = bytes_[: len(self._cells)], bytes_[len(self._cells) :]
         right = (points > 0) & ((points >= 128) == (self._classes == 1))
@@ -54,14 +54,10 @@ class RegionsPainter:
 
     def _grid(self, columns: int, rows: int) -> Tensor:
         """The centres of the cells, (rows · columns, 2), the upper row first."""
-        shares = [
-            (torch.arange(count, device=self._low.device, dtype=torch.float64) + 0.5) / count
-            for count in (columns, rows)
-        ]
+        shares = [(torch.arange(count, dtype=torch.float64) + 0.5) / count for count in (columns, rows)]
         across, down = torch.meshgrid(*shares, indexing="xy")  # each (rows, columns)
         at = torch.stack([across.flatten(), 1 - down.flatten()], dim=1)
-        low, high = self._low.double(), self._high.double()
-        return (low + (high - low) * at).to(self._points.dtype)
+        return (self._low + (self._high - self._low) * at).to(self._points)
 
     def _bytes(self, outputs: Tensor) -> Tensor:
         """Outputs (n, 2) as the bytes of `RegionsPicture.predictions`, (n,)."""
