@@ -139,8 +139,13 @@ class LayerDialog(Dialog[None]):
             row("measured at", "–", "step", "no reading since the undo or redo")
         else:
             age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
-            note = f"‖W‖, ‖ΔW‖ and their ratio: measured {plural(age, 'step')} earlier" if age else "the newest reading"
-            if low and oldest < readings.step and not age:
-                note = f"newest; other values since step {with_commas(oldest)}"
+            note = _when_measured(age, oldest=oldest if low else readings.step, newest=readings.step)
             row("measured at", with_commas(readings.step), "step", note)
         self.query_one("#readings", Static).update(table)
+
+
+def _when_measured(age: int, *, oldest: int, newest: int) -> str:
+    """Which values are older than the newest reading. `age`: by how many steps those of the weights are."""
+    if age:
+        return f"‖W‖, ‖ΔW‖ and their ratio: measured {plural(age, 'step')} earlier"
+    return f"newest; other values since step {with_commas(oldest)}" if oldest < newest else "the newest reading"

@@ -28,6 +28,7 @@ from tui_descent.protocol.commands import (
     WatchCurvature,
 )
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, Rewound
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS, text_of
 from tui_descent.telemetry.history import History
 
@@ -172,8 +173,8 @@ def _selection(view: View) -> str:
     if view.selected is None or not view.selected < len(view.layers):
         keys = _block_keys(view.history)
         return f"↑ ↓ select a layer · {keys} on all blocks" if keys else "↑ ↓ select a layer"
-    name, block = layer_labels(view.layers, 40)[view.selected], block_of(view.layers[view.selected])
+    name, block = in_words(layer_labels(view.layers, 40)[view.selected]), block_of(view.layers[view.selected])
     if block is None:
         return f"{name} selected · it does not belong to a block"
     keys = _block_keys(view.history)
-    return f"{name} selected · {keys} on {safe(block)}" if keys else f"{name} selected"
+    return f"{name} selected · {keys} on {in_words(safe(block))}" if keys else f"{name} selected"
