@@ -105,12 +105,8 @@ class LayerDialog(Dialog[None]):
             table.add_row(name, value, *([] if narrow else [unit]), what, style=style)
 
         block = block_of(layer) or "not in a block"
-        row(
-            "layer",
-            str(self._layer),
-            "",
-            f"{safe(layer.kind, 40)}, {with_commas(layer.params)} parameters, {safe(block)}",
-        )
+        about = f"{safe(layer.kind, 40)}, {with_commas(layer.params)} parameters, {safe(block)}"
+        row("layer", str(self._layer), "", about)
         statuses = readings.statuses if readings else []
         status: str = statuses[self._layer] if self._layer < len(statuses) else "used"
         idle = IDLE.get(status)
