@@ -191,7 +191,7 @@ def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
     surface = blockless and view.history.started is not None and view.history.started.scenario is not None
     lines = [
         ("not available for this run", colours.TEXT),
-        ("it needs built-in blocks: Linear, activation, norm layer, skip", colours.DIM),
+        ("this view needs built-in blocks: Linear, activation, norm layer, skip", colours.DIM),
         (
             "a test surface has no blocks"
             if surface
