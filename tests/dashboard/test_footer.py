@@ -182,6 +182,24 @@ def test_a_held_line_begins_with_the_cause(fault: NotFinite, shown: str) -> None
     assert rows[0].endswith("; space drops this batch")
 
 
+@pytest.mark.parametrize("quits", ["", " · q: quit"])
+def test_a_run_that_is_held_because_it_diverged_is_not_told_to_drop_the_batch(quits: str) -> None:
+    nan = msgspec.structs.replace(FAULT, what="loss", where="", cause="", value="nan", text="loss is nan at step 6")
+    found = Diagnosed(
+        segment=0, step=6, kind="numerics", finding="diverged", sure=1.0,
+        sentence="Loss nan after it had risen (step 6). Press u to go back.",
+        advice=(Advice("undo", "1", "u"), Advice("lr", "/10", "[")),
+    )  # fmt: skip
+    keys = f"; space drops this batch; u goes back 2 steps{quits}"
+    held = StateChanged(state="held", reason=f"{nan.text}{keys}")
+    more = quits or " · space: resume · q: quit"
+    assert line_of(nan, found, held) == (
+        "held", f"Loss nan after it had risen (step 6); u goes back 2 steps, then [: lr ÷10{more}",
+    )  # fmt: skip
+    only = msgspec.structs.replace(held, reason=f"{nan.text}; space drops this batch · q: quit")
+    assert "space drops this batch" in line_of(nan, found, only)[1], "nothing can be undone"
+
+
 def test_an_ended_run_keeps_the_quit_key() -> None:
     history = History()
     for event in (started(), steps(0, [1.0] * 6), RunEnded(status="failed", step=6, reason="no memory for it " * 9)):

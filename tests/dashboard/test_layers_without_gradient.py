@@ -49,6 +49,14 @@ def test_heatmap_rows_of_frozen_and_unused_layers_have_a_word() -> None:
     ]  # fmt: skip
 
 
+def test_heatmap_of_a_net_that_is_frozen_from_the_start_says_so_in_every_row() -> None:
+    whole = reading(10, 0.5, 2)
+    nothing = {name: [None] * 4 if name in OF_GRADIENTS else column for name, column in whole.values.items()}
+    frozen = msgspec.structs.replace(whole, values=nothing, statuses=["frozen"] * 4)
+    rows = [strip.text for strip in HeatmapPanel().draw(view([started(2), steps(0, [1.0] * 20), frozen]), 80, 4)]
+    assert all("frozen" in row for row in rows)
+
+
 def test_heatmap_keeps_the_readings_before_a_layer_was_frozen() -> None:
     before: list[AnyEvent] = [event for n in range(20) for event in (reading(n, 0.5, 2), steps(n, [1.0]))]
     look = view([started(2), *before, *[e for n in range(20, 40) for e in (idle(n), steps(n, [1.0]))]])

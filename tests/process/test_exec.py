@@ -232,7 +232,7 @@ def test_nothing_is_kept_of_a_script_that_printed_nothing(executed: dict[str, Ou
 def test_a_run_without_with_ends_with_its_script(executed: dict[str, Outcome]) -> None:
     outcome = executed["without with"]
     assert (outcome.code, outcome.ended["status"], outcome.ended["step"]) == (3, "diverged", 8)
-    assert outcome.ended["reason"] == "loss is nan at step 8: the weight of 0 is nan, before the update"
+    assert outcome.ended["reason"] == "loss is nan at step 8: the weight of layer 0 is nan, before the update"
     assert len(outcome.losses) == 8
     assert outcome.losses == executed["good"].losses[:8]
 

@@ -182,7 +182,7 @@ def test_weights_and_running_statistics_are_named() -> None:
     normed[1].running_var[0] = math.nan  # type: ignore[index]
     assert found(normed, lambda: normed(X).sum(), X) is None, "they are not used in training"
     normed.eval()
-    assert found(normed, lambda: normed(X).sum(), X) == ("weights", "1", "the running_var of 1 is nan")
+    assert found(normed, lambda: normed(X).sum(), X) == ("weights", "1", "the running_var of layer 1 is nan")
 
 
 def test_overflow_in_half_precision_is_named() -> None:

@@ -18,7 +18,6 @@ from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.text.layer_names import block_of, find_again
 from tui_descent.dashboard.text.numbers import plural, scientific, with_commas
 from tui_descent.dashboard.text.safe_text import safe
-from tui_descent.protocol.events import ReadingsTaken
 
 # By metric: symbol, unit, definition. Unknown metrics are shown by their name.
 DEFINITIONS: dict[str, tuple[str, str, str]] = {
@@ -106,12 +105,8 @@ class LayerDialog(Dialog[None]):
             table.add_row(name, value, *([] if narrow else [unit]), what, style=style)
 
         block = block_of(layer) or "not in a block"
-        row(
-            "layer",
-            str(self._layer),
-            "",
-            f"{safe(layer.kind, 40)}, {with_commas(layer.params)} parameters, {safe(block)}",
-        )
+        about = f"{safe(layer.kind, 40)}, {with_commas(layer.params)} parameters, {safe(block)}"
+        row("layer", str(self._layer), "", about)
         statuses = readings.statuses if readings else []
         status: str = statuses[self._layer] if self._layer < len(statuses) else "used"
         idle = IDLE.get(status)
@@ -136,17 +131,17 @@ class LayerDialog(Dialog[None]):
                 oldest = min(oldest, taken.step)
                 what = what if low else f"at step {with_commas(taken.step)}: {what}"
             row(symbol, scientific(value), unit, what)
-        step = "–" if readings is None else with_commas(readings.step)
-        row("measured at", step, "step", self._when(readings, oldest if low else None))
+        if readings is None:
+            row("measured at", "–", "step", "no reading since the undo or redo")
+        else:
+            age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
+            note = _when_measured(age, oldest=oldest if low else readings.step, newest=readings.step)
+            row("measured at", with_commas(readings.step), "step", note)
         self.query_one("#readings", Static).update(table)
 
-    def _when(self, readings: ReadingsTaken | None, oldest: int | None) -> str:
-        """Which values are older than the newest reading. `oldest` is their step, if the rows do not show it."""
-        if readings is None:
-            return "no reading since the undo or redo"
-        age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
-        if age:
-            return f"‖W‖, ‖ΔW‖ and their ratio: measured {plural(age, 'step')} earlier"
-        if oldest is not None and oldest < readings.step:
-            return f"newest; other values since step {with_commas(oldest)}"
-        return "the newest reading"
+
+def _when_measured(age: int, *, oldest: int, newest: int) -> str:
+    """Which values are older than the newest reading. `age`: by how many steps those of the weights are."""
+    if age:
+        return f"‖W‖, ‖ΔW‖ and their ratio: measured {plural(age, 'step')} earlier"
+    return f"newest; other values since step {with_commas(oldest)}" if oldest < newest else "the newest reading"

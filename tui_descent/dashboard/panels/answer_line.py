@@ -29,6 +29,7 @@ from tui_descent.protocol.commands import (
     WatchTask,
 )
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, Rewound
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS, text_of
 from tui_descent.telemetry.history import History
 
@@ -181,8 +182,8 @@ def _selection(view: View) -> str:
         keys = _block_keys(view.history)
         story = "h: story and what to press · " if _has_story(view) else ""
         return f"{story}↑ ↓ select a layer · {keys} on all blocks" if keys else f"{story}↑ ↓ select a layer"
-    name, block = layer_labels(view.layers, 40)[view.selected], block_of(view.layers[view.selected])
+    name, block = in_words(layer_labels(view.layers, 40)[view.selected]), block_of(view.layers[view.selected])
     if block is None:
         return f"{name} selected · it does not belong to a block"
     keys = _block_keys(view.history)
-    return f"{name} selected · {keys} on {safe(block)}" if keys else f"{name} selected"
+    return f"{name} selected · {keys} on {in_words(safe(block))}" if keys else f"{name} selected"

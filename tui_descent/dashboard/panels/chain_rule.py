@@ -17,6 +17,7 @@ from tui_descent.dashboard.text.numbers import scientific, short, with_commas
 from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import LedgerEntry
+from tui_descent.protocol.layer_names import in_words
 
 # Below the first product the gradient counts as vanished, above the second as exploded.
 VANISHES_BELOW, EXPLODES_ABOVE = 3e-3, 1 / 3e-3
@@ -105,10 +106,10 @@ def conclusion(downward: Sequence[LedgerEntry]) -> Line:
         line.add(f"the two computations differ by up to {scientific(off)}", colours.ORANGE).add(" · ", colours.DIM)
     left = [e.product for e in downward if e.product is not None]
     if (found := vanishing_at(downward)) is not None:
-        line.add(f"vanishes at {safe(found[0], 40)}", colours.ORANGE)
+        line.add(f"vanishes at {in_words(safe(found[0], 40))}", colours.ORANGE)
         line.add(f": below it, less than {VANISHES_BELOW:g} of the gradient is left", colours.DIM)
     elif (found := exploding_at(downward)) is not None:
-        line.add(f"explodes at {safe(found[0], 40)}", colours.ORANGE)
+        line.add(f"explodes at {in_words(safe(found[0], 40))}", colours.ORANGE)
         line.add(f": below it, the gradient is more than {EXPLODES_ABOVE:.0f} times as large", colours.DIM)
     elif left:
         line.add("flows", colours.GREEN).add(
@@ -190,7 +191,7 @@ def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
     surface = blockless and view.history.started is not None and view.history.started.scenario is not None
     lines = [
         ("not available for this run", colours.TEXT),
-        ("it needs built-in blocks: Linear, activation, norm layer, skip", colours.DIM),
+        ("this view needs built-in blocks: Linear, activation, norm layer, skip", colours.DIM),
         (
             "a test surface has no blocks"
             if surface

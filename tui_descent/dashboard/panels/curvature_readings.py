@@ -29,7 +29,7 @@ def nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
         lines = [
             ("not available for your own loop", colours.TEXT),
             (
-                "it needs one batch many times, and your loop's batches cannot be replayed",
+                "the curvature needs one batch many times; yours cannot be replayed",
                 colours.DIM,
             ),
         ]

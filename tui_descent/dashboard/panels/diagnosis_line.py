@@ -88,14 +88,22 @@ def diagnosis_line(view: View) -> Words:
 def _cause_first(history: History, reason: str) -> str:
     """The reason why a run is held. For a non-finite number, it begins with what the number comes from."""
     fault = next((fact for fact in reversed(history.log) if isinstance(fact, NotFinite)), None)
-    if fault is None or not fault.where or not reason.startswith(text := safe(fault.text)):
+    if fault is None or not reason.startswith(text := safe(fault.text)):
+        return reason
+    keys, found = reason.removeprefix(text), history.diagnosis
+    if found is not None and found.finding == "diverged" and found.step == fault.step and "; u goes back" in keys:
+        # The next batch would meet the same large weights, so dropping this one does not help.
+        back = keys.replace("; space drops this batch", "").removesuffix(QUIT)
+        slower = ", then [: lr ÷10" if any(advice.knob == "lr" for advice in found.advice) else ""
+        return f"{safe(without_advice(found)).rstrip('.')}{back}{slower}{keys[len(keys.removesuffix(QUIT)) :]}"
+    if not fault.where:
         return reason
     damage = next((text.rpartition(sign)[2] for sign in ("; now ", "? Now ") if sign in text), "")
     if damage:
         damage = f" Now {damage}" if fault.where.endswith("?") else f"; now {damage}"
     loss = "" if fault.what == "loss" or fault.loss is None else f", loss {fault.loss:.3g}"
     place = f" (step {with_commas(fault.step)}{loss})"
-    return f"{fault.what} {fault.value}: {safe(fault.where)}{damage}{place}{reason.removeprefix(text)}"
+    return f"{fault.what} {fault.value}: {safe(fault.where)}{damage}{place}{keys}"
 
 
 def _outdated_by(view: View, found: Diagnosed) -> str:

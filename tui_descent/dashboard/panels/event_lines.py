@@ -24,6 +24,7 @@ from tui_descent.protocol.events import (
     StateChanged,
     StepsMissed,
 )
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.scenario.knobs import shown_value
 from tui_descent.telemetry.diagnosis import verdict
 from tui_descent.telemetry.log import LogEntry
@@ -145,7 +146,7 @@ def describe_change(event: KnobTurned) -> str:
     """`residual off → on, ramp`. The target is added unless it is the whole net. The source is added unless it is a
     key.
     """
-    target = "" if event.target == "all" else f" of {safe(event.target, 40)}"
+    target = "" if event.target == "all" else f" of {in_words(safe(event.target, 40))}"
     way = f", {safe(event.way, 30)}" if event.way else ""
     source = {"plan": " (plan)", "send": " (sent)"}.get(event.source, "")
     merged = f", {event.turns} changes at once" if event.turns > 1 else ""

@@ -62,11 +62,14 @@ class HeatmapPanel(Panel):
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         self._scale.reset_for(view.history)
         grads = view.history.grads.get(view.history.segment)
-        if not grads or not view.layers:
+        readings = view.history.readings
+        idle = readings is not None and readings.segment == view.history.segment  # read, but no layer has a gradient
+        if not view.layers or not (grads or idle):
             return waiting_notice(view, width, height, "reading")
         left = gutter(view, width)
         time_axis = TimeAxis.of(view.history, width - left, recent=view.recent)
-        bins = self._columns.read(grads, time_axis.bin_width, time_axis.first_step, time_axis.last_step)
+        first, last = time_axis.first_step, time_axis.last_step
+        bins = self._columns.read(grads, time_axis.bin_width, first, last) if grads else []
         for _, values in bins:
             self._scale.widen(values, LOG_FLOOR)
         picture, dimmed = self._picture(bins, time_axis, 2 * height)

@@ -46,6 +46,7 @@ from tui_descent.dashboard.terminal_size import script_size
 from tui_descent.dashboard.text.layer_names import block_of, find_again
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import AnyCommand, ResizeTerminal, TurnKnob, WatchCurvature, WatchTask
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS, NEUTRAL_KNOBS, text_of
 from tui_descent.telemetry.script_output import ScriptOutput
@@ -324,7 +325,7 @@ class RunScreen(Screen[None]):
         layer = self.view.layers[self.view.selected]
         block = block_of(layer)
         if block is None:
-            self.bridge.refuse(f"{layer.name} is not in a block; press escape to act on the whole net")
+            self.bridge.refuse(f"{in_words(layer.name)} is not in a block; press escape to act on the whole net")
         return block
 
     def target_for(self, knob: str) -> str | None:

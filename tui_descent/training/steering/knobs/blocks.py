@@ -11,6 +11,7 @@ from torch import nn
 
 from tui_descent.instruments.net_structure import is_activation
 from tui_descent.protocol.commands import TurnKnob
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.scenario.spec import Activation, ActivationSpec, NormSpec
 from tui_descent.scenario.validate import nearest
 from tui_descent.training.setup.nets import parts
@@ -122,7 +123,7 @@ class ActivationKnob(Knob):
             return paths
         if self._context.blocks:
             if target in self._context.blocks and target not in paths:
-                raise ValueError(f"{target} is an attention block; it has no activation")
+                raise ValueError(f"{in_words(target)} is an attention block; it has no activation")
             return _single_target(target, paths, "block")
         if inside := [path for path in paths if path == target or path.startswith(f"{target}.")]:
             return inside

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tui_descent.instruments.net_structure import is_activation
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering.surgery.transition import Transition
 
@@ -79,7 +80,7 @@ def replace_module(model: nn.Module, path: str, new: nn.Module) -> list[str]:
     """
     old = module_at(model, path)
     if any(True for _ in old.parameters()):
-        raise ValueError(f"{path} is a {type(old).__name__}; only an activation can be replaced")
+        raise ValueError(f"{in_words(path)} is a {type(old).__name__}; only an activation can be replaced")
     if old is model:
         raise ValueError(f"the net itself is a {type(old).__name__}; it has no parent module in which to replace it")
     places = [

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.training.setup.nets.block import Skip
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -72,7 +73,7 @@ def refuse_compiled(model: nn.Module) -> None:
         elif hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             compiler = "torch.compile"
         if compiler is not None:
-            raise ValueError(f"{name or 'the net'} is compiled by {compiler}; its graph cannot be changed")
+            raise ValueError(f"{in_words(name or 'the net')} is compiled by {compiler}; its graph cannot be changed")
 
 
 def shape_problem(x: object, output: object) -> str:

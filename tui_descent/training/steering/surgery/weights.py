@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from tui_descent.instruments.not_measured import why_not_measured
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.scenario.spec import InitSpec
 from tui_descent.training.setup.nets import parts
 from tui_descent.training.setup.nets.block import Block
@@ -46,7 +47,7 @@ def reinitialize(model: nn.Module, spec: InitSpec, generator: Generator, *, laye
                 seen.add(id(parameter))
                 drawn.append(names[id(parameter)])
     if not drawn:
-        raise ValueError(f"{layer or type(model).__name__} has no weights to initialise")
+        raise ValueError(f"{in_words(layer or type(model).__name__)} has no weights to initialise")
     return drawn
 
 
@@ -79,7 +80,7 @@ def freeze(model: nn.Module, layer: str) -> list[str]:
     parameters = parameters_of(model, layer)
     ids = {id(p) for p in parameters.values()}
     if not any(p.requires_grad and id(p) not in ids for p in model.parameters()):
-        raise ValueError(f"{layer} is the last layer that is not frozen; at least one has to be trained")
+        raise ValueError(f"{in_words(layer)} is the last layer that is not frozen; at least one has to be trained")
     changed = [name for name, p in parameters.items() if p.requires_grad]
     for p in parameters.values():
         p.requires_grad_(False)
@@ -159,5 +160,5 @@ def parameters_of(model: nn.Module, layer: str) -> dict[str, nn.Parameter]:
         raise ValueError(f'no layer "{layer[:60]}" in {type(model).__name__}') from None
     parameters = {name: p for name, p in model.named_parameters() if id(p) in ids}
     if not parameters:
-        raise ValueError(f"{layer} has no weights")
+        raise ValueError(f"{in_words(layer)} has no weights")
     return parameters
