@@ -14,6 +14,7 @@ from tui_descent.protocol.events import (
     Evaluated,
     Noted,
     NotFinite,
+    PredictionChecked,
     Rewound,
     StateChanged,
 )
@@ -54,6 +55,28 @@ def test_everything_between_evaluations_stays_visible_and_splits_their_line() ->
         "250 held-out loss 0.9 → 0.8, accuracy 90.1%, ×2",
         "60 plateau: Loss stuck.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "happened", "text"),
+    [
+        ("healthy", "vanishing", "after r: still vanishing (predicted: healthy)"),
+        ("healthy", "healthy", "after r: healthy, as predicted"),
+        ("vanishing", "vanishing", "after r: still vanishing, as predicted"),
+        ("healthy", "plateau", "after r: plateau (predicted: healthy)"),
+    ],
+)
+def test_outcome_of_an_intervention_names_its_key(predicted: str, happened: str, text: str) -> None:
+    outcome = PredictionChecked(
+        segment=0,
+        step=230,
+        predicted=predicted,
+        happened=happened,
+        held=predicted == happened,
+        change="r",
+        before="vanishing",
+    )
+    assert sentences([outcome]) == [f"230 {text}"]
 
 
 def test_without_measurements_interventions_findings_and_errors_remain() -> None:

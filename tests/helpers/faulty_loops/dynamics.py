@@ -299,9 +299,9 @@ def labels_that_are_random(watch: Watching, steps: int) -> None:
             run.step(loss)
 
 
-@loop_with("dynamics", "plateau", harmful="lr")
+@loop_with("dynamics", "plateau", "dead units", harmful="lr")
 def labels_that_are_random_for_a_wide_net(watch: Watching, steps: int) -> None:
-    """Adam's first updates are large in a wide net, and harmless."""
+    """Adam's first updates are large in a wide net, and no reason for the stuck loss. In time most units die."""
     model = mlp(64, 512, 512, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     with watch(model, optimizer) as run:
@@ -393,7 +393,7 @@ def conv_net_with_momentum_at_one(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9), digits())
 
 
-@loop_with("dynamics", "rate too large", steps=150, harmful=LARGE_RATE)
+@loop_with("dynamics", "rate too large", also="constant output", steps=150, harmful=LARGE_RATE)
 def encoder_with_adam_at_a_tenth(watch: Watching, steps: int) -> None:
     class Encoder(nn.Module):
         def __init__(self) -> None:

@@ -407,6 +407,14 @@ def test_units_saturated_from_the_start_come_before_what_follows_from_them() -> 
         assert name_of(diagnosis) == "saturated", factors
 
 
+def test_saturated_units_with_far_too_small_updates_need_a_larger_rate_first() -> None:
+    context = RunContext(classes=10, optimizer="adam", activation="tanh")
+    for ratio, name in ((0.0025, "saturated"), (3e-6, "rate too small")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=context)
+        run_at(diagnosis, range(FIRMLY), loss=2.3, update_ratio=[ratio, ratio], saturated_fraction=[0.9, 0.9])
+        assert name_of(diagnosis) == name
+
+
 def test_rate_that_a_schedule_made_tiny_is_not_to_be_multiplied() -> None:
     for user_loop, knob in ((True, []), (False, ["schedule"])):
         context = RunContext(classes=10, optimizer="sgd", user_loop=user_loop)

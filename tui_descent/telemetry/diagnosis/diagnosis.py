@@ -116,7 +116,7 @@ class Diagnosis:
 
     def _forget_readings(self) -> None:
         self._first_reading: ReadingsTaken | None = None
-        self._early: list[ReadingsTaken] = []  # of the first steps, before updates have changed much
+        self._early: list[ReadingsTaken] = []  # the first ones, before updates have changed much
         self._largest_update: tuple[float, float] | None = None  # by Xavier's weights, and by these weights
         self._readings: deque[ReadingsTaken] = deque(maxlen=KEPT_READINGS)
         self._taken = 0
@@ -173,8 +173,13 @@ class Diagnosis:
             return
         self._run_reading = self._run_reading or reading
         self._first_reading = self._first_reading or reading
-        self._early += [reading] if reading.step < self._window_start + EARLY else []
         size = self._extractor.update_ratio(reading)
+        unknown = not any(
+            values_of(r, metric) for r in self._early for metric in ("dead_fraction", "saturated_fraction")
+        )
+        changed_little = max(size or 0.0, (self._largest_update or (0.0,))[0]) < LARGE_UPDATE
+        if reading.step < self._window_start + EARLY or (unknown and changed_little and len(self._early) < EARLY):
+            self._early.append(reading)
         if size is not None and size > (self._largest_update or (0.0,))[0]:
             self._largest_update = size, median(values_of(reading, "update_ratio")) or size
         self._taken += 1

@@ -86,10 +86,10 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     grown = max(f.first_product or 1.0, 1.0 if _started_too_fast(f) else f.product or 1.0)
     expected = None if f.expected is None or not classes else f.expected / f.guess
     improving = f.fall > FALLING if expected is None else expected < EXPECTED_GOOD
-    if _saturated_from_the_start(f) and f.now > NOT_FALLEN * f.guess and not improving:
+    if _saturated_from_the_start(f, context) and f.now > NOT_FALLEN * f.guess and not improving:
         return "saturated", 0.8
     if (
-        not _saturated_from_the_start(f)
+        not _saturated_from_the_start(f, context)
         and exploded(f.first, f.guess, grown)
         and f.now > (HUGE if improving else ABOVE_GUESS) * f.guess
     ):
@@ -98,7 +98,7 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     if f.now > risen:
         return "diverging", _sure(f.now / risen if risen > 0 else math.inf, decades=0.3)
     if _no_weight_learns(f) and not context.surface and f.now > TINY * size:
-        return _no_gradient(f)
+        return _no_gradient(f, context)
     known = classes or context.guess is not None or context.surface
     if not known and grown > EXPLODED and f.now > FALLEN * f.run_first:
         return "exploding", _sure(grown / EXPLODED)
@@ -108,7 +108,7 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
         return "not clear", 0.5  # a low loss may be luck
     # Without any gradient the loss cannot change any more.
     if classes and f.product == 0 and f.now > EXPECTED_GOOD * f.guess:
-        return _no_gradient(f)
+        return _no_gradient(f, context)
     if expected is not None:
         # With saturated units, or with steps that are far too small, a fall does not promise further falls.
         halting = f.saturated > SATURATED or _too_small(f, context) > FAR_TOO_SMALL
@@ -207,12 +207,12 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     # A far too large rate makes a usual decay of AdamW large, too.
     if (decays and shrinks) or (_decay_rules(f, context) and not (adaptive and too_large(f))):
         return "weights decaying", 0.8
-    if _saturated_from_the_start(f):
+    if _saturated_from_the_start(f, context):
         return "saturated", 0.8
     if too_large(f):
         return _too_large(f)
     if f.product == 0 or f.dead > ALL_DEAD:
-        return _no_gradient(f)
+        return _no_gradient(f, context)
     if f.product is None and f.silent_row is not None:
         return "dead units", 0.9
     lost = _decades(vanished / f.product) if f.product else 0.0
@@ -297,10 +297,12 @@ def _spoilt_at_once(f: Features) -> bool:
     return (f.largest_update or 0.0) > SPOILS
 
 
-def _saturated_from_the_start(f: Features) -> bool:
-    """Whether units were saturated before an update could do that, and still are."""
-    first = f.first_saturated or 0.0
-    return first > SATURATED and f.saturated > SATURATED and (f.first_update_ratio or 0.0) < SPOILS
+def _saturated_from_the_start(f: Features, context: RunContext) -> bool:
+    """Whether units were saturated before an update could do that, and still are; not with far too small updates."""
+    units = (f.first_saturated or 0.0) > SATURATED and f.saturated > SATURATED
+    # Updates of weights that are too large are small beside them, without being too small.
+    too_small = _too_small(f, context) - _decades(max(1.0, f.weight_size or 1.0))
+    return units and (f.first_update_ratio or 0.0) < SPOILS and too_small < FAR_TOO_SMALL
 
 
 def _decay_rules(f: Features, context: RunContext) -> bool:
@@ -323,9 +325,9 @@ def _no_weight_learns(f: Features) -> bool:
     return f.no_gradient or (f.no_weight_gradient and (f.kept or 1.0) > DECAYED)
 
 
-def _no_gradient(f: Features) -> tuple[Name, float]:
+def _no_gradient(f: Features, context: RunContext) -> tuple[Name, float]:
     """Why there is no gradient: units dead from the start, units killed by updates, or weights too small."""
-    if _saturated_from_the_start(f):
+    if _saturated_from_the_start(f, context):
         return "saturated", 0.9
     if too_large(f):
         return _too_large(f)
