@@ -18,9 +18,9 @@ class TaskPanel(Panel):
     help_text = (
         "A picture of what the net has learnt. The trainer makes it while this view is open, at most five times a "
         "second. A test surface: its contour map (dark is low), or its curve, with the path so far, minima and "
-        "saddles. The arrow shows the direction of the negative gradient, not its length. Data in the plane: the class that the net "
-        "predicts at each place, and the training points. Digits: the net's answer for each held-out image. Text: what "
-        "the net writes, and its loss at each character of held-out text, in nats."
+        "saddles. The arrow shows the direction of the negative gradient, not its length. Data in the plane: the "
+        "class that the net predicts at each place, and the training points. Digits: the net's answer for each held- "
+        "out image. Text: what the net writes, and its loss at each character of held-out text, in nats."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
