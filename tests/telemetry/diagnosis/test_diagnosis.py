@@ -576,11 +576,11 @@ def test_loss_that_falls_with_far_too_small_steps_is_not_healthy_until_it_is_low
 
 
 def test_units_saturated_by_updates_are_distinguished_from_a_vanishing_gradient() -> None:
-    for first, name in ((1.0, "rate too large"), (1e-4, "vanishing")):
+    for product, share, name in ((1.0, 0.0, "rate too large"), (1e-4, 0.0, "vanishing"), (1e-4, 0.9, "saturated")):
         diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd", activation="tanh"))
-        diagnosis.add_reading(reading(0, backprop_factor=[first, 1.0]))
+        diagnosis.add_reading(reading(0, backprop_factor=[product, 1.0], saturated_fraction=[share, share]))
         run_at(diagnosis, range(1, FIRMLY), loss=2.3, backprop_factor=[1e-4, 1.0], saturated_fraction=[0.9, 0.9])
-        assert name_of(diagnosis) == name, first
+        assert name_of(diagnosis) == name, (product, share)
 
 
 def test_saturated_units_need_reinitialising_first_if_the_gradient_grew() -> None:

@@ -116,7 +116,8 @@ class Diagnosis:
 
     def _forget_readings(self) -> None:
         self._first_reading: ReadingsTaken | None = None
-        self._early: list[ReadingsTaken] = []  # the first ones, before updates have changed much
+        self._early: list[ReadingsTaken] = []  # of the first steps, before updates have changed much
+        self._first_saturated: float | None = None  # the largest share of a layer, before updates have changed much
         self._largest_update: tuple[float, float] | None = None  # by Xavier's weights, and by these weights
         self._readings: deque[ReadingsTaken] = deque(maxlen=KEPT_READINGS)
         self._taken = 0
@@ -174,12 +175,11 @@ class Diagnosis:
         self._run_reading = self._run_reading or reading
         self._first_reading = self._first_reading or reading
         size = self._extractor.update_ratio(reading)
-        unknown = not any(
-            values_of(r, metric) for r in self._early for metric in ("dead_fraction", "saturated_fraction")
-        )
+        is_early = reading.step < self._window_start + EARLY
+        self._early += [reading] if is_early else []
         changed_little = max(size or 0.0, (self._largest_update or (0.0,))[0]) < LARGE_UPDATE
-        if reading.step < self._window_start + EARLY or (unknown and changed_little and len(self._early) < EARLY):
-            self._early.append(reading)
+        if self._first_saturated is None and (is_early or changed_little):
+            self._first_saturated = max(values_of(reading, "saturated_fraction"), default=None)
         if size is not None and size > (self._largest_update or (0.0,))[0]:
             self._largest_update = size, median(values_of(reading, "update_ratio")) or size
         self._taken += 1
@@ -441,6 +441,7 @@ class Diagnosis:
             taken=self._taken,
             curvature=self._curvature,
             early=self._early,
+            first_saturated=self._first_saturated,
             largest_update=None if self._largest_update is None else self._largest_update[0],
             peak=self._history.peak,
             rate=self._rate,

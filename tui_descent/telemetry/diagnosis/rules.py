@@ -299,7 +299,8 @@ def _spoilt_at_once(f: Features) -> bool:
 
 def _saturated_from_the_start(f: Features, context: RunContext) -> bool:
     """Whether units were saturated before an update could do that, and still are; not with far too small updates."""
-    units = (f.first_saturated or 0.0) > SATURATED and f.saturated > SATURATED
+    arrived = PASSED < (f.first_product or 0.0) < GROWN and f.product is not None and f.product < VANISHED
+    units = (f.first_saturated or 0.0) > SATURATED and f.saturated > SATURATED and not arrived
     # Updates of weights that are too large are small beside them, without being too small.
     too_small = _too_small(f, context) - _decades(max(1.0, f.weight_size or 1.0))
     return units and (f.first_update_ratio or 0.0) < SPOILS and too_small < FAR_TOO_SMALL
