@@ -23,6 +23,7 @@ from tui_descent.telemetry.diagnosis.features import (
     Curvature,
     FeatureExtractor,
     Features,
+    Window,
     median,
     newest_of,
     values_of,
@@ -428,9 +429,9 @@ class Diagnosis:
             return None
         losses = list(self._losses)
         self._best = min(self._best, statistics.fmean(losses[-TAIL:]))
-        return self._extractor.features(
-            losses,
-            list(self._readings),
+        window = Window(
+            losses=losses,
+            readings=list(self._readings),
             first_reading=first_reading,
             run_reading=self._run_reading,
             first_loss=self._first_loss,
@@ -451,6 +452,7 @@ class Diagnosis:
             lowest=self._history.lowest,
             last_half=self._history.fall(),
         )
+        return self._extractor.features(window)
 
     def _evidence(self, name: str, f: Features) -> tuple[str | None, dict[str, float | str]]:
         """The layer that the finding is about, if any, and the numbers it is based on."""

@@ -85,6 +85,36 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     curvature: Curvature | None
 
 
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers since the run's start or the last intervention, from which the features are computed.
+
+    `losses` has up to LONG_WINDOW of the newest losses, `readings` those of the newest window. `early` are the readings
+    of the window's first steps. `decoupled`: the decay acts on the weights directly, not through the gradient.
+    """
+
+    losses: Sequence[float]
+    readings: Sequence[ReadingsTaken]
+    first_reading: ReadingsTaken
+    run_reading: ReadingsTaken | None
+    first_loss: float
+    run_first_loss: float | None
+    best: float
+    guess: float
+    steps: int
+    taken: int
+    curvature: Curvature | None
+    early: Sequence[ReadingsTaken]
+    first_saturated: float | None
+    largest_update: float | None
+    peak: float
+    rate: float | None
+    largest_rate: float | None
+    weight_decay: float | None
+    decoupled: bool
+    lowest: float
+    last_half: tuple[float, float] | None
+
+
 class FeatureExtractor:
     """Computes the features of a net with these layers.
 
@@ -101,90 +131,62 @@ class FeatureExtractor:
         self.alike = _alike(layers) if len(self.rows) < LIKE_LAYERS and len(nets) < 2 else []
         self._layers = layers
 
-    def features(
-        self,
-        losses: Sequence[float],
-        readings: Sequence[ReadingsTaken],
-        *,
-        first_reading: ReadingsTaken,
-        run_reading: ReadingsTaken | None = None,
-        first_loss: float,
-        run_first_loss: float | None = None,
-        best: float | None = None,
-        guess: float,
-        steps: int,
-        taken: int,
-        curvature: Curvature | None,
-        early: Sequence[ReadingsTaken] = (),
-        first_saturated: float | None = None,
-        largest_update: float | None = None,
-        peak: float = -math.inf,
-        rate: float | None = None,
-        largest_rate: float | None = None,
-        weight_decay: float | None = None,
-        decoupled: bool = False,
-        lowest: float = math.inf,
-        last_half: tuple[float, float] | None = None,
-    ) -> Features:
-        """`losses` has up to LONG_WINDOW of the newest losses, `readings` those of the newest window.
-
-        `early` are the readings of the window's first steps. `decoupled`: the decay acts on the weights directly, not
-        through the gradient.
-        """
-        window, last = losses[-WINDOW:], readings[-1]
-        newest = [r for r in readings if r.step > last.step - HALF]
+    def features(self, w: Window) -> Features:
+        """What the losses and readings of a window show."""
+        window, last = w.losses[-WINDOW:], w.readings[-1]
+        newest = [r for r in w.readings if r.step > last.step - HALF]
         earlier = statistics.fmean(window[-2 * THIRD : -THIRD])
         fell = earlier - statistics.fmean(window[-THIRD:])
         slope, error, noise = fit_line(window[-2 * THIRD :])
         now = statistics.fmean(window[-TAIL:])
         ratios = [self._weight_scale(r) * v for r in newest for v in values_of(r, "update_ratio")]
-        long = len(losses) >= LONG_WINDOW
-        long_slope, long_error, _ = fit_line(losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
-        at_first = self.product(first_reading)
-        early_product = next((p for r in (first_reading, *early) if (p := self.product(r)) is not None), None)
+        long = len(w.losses) >= LONG_WINDOW
+        long_slope, long_error, _ = fit_line(w.losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
+        at_first = self.product(w.first_reading)
+        early_product = next((p for r in (w.first_reading, *w.early) if (p := self.product(r)) is not None), None)
         return Features(
-            guess=guess,
-            first=first_loss,
-            run_first=first_loss if run_first_loss is None else run_first_loss,
-            best=now if best is None else min(best, now),
+            guess=w.guess,
+            first=w.first_loss,
+            run_first=w.first_loss if w.run_first_loss is None else w.run_first_loss,
+            best=min(w.best, now),
             now=now,
             fell=fell,
             fall=fell / max(abs(earlier), 1e-300),
             slope=slope / max(error, 1e-300),
             noise=noise,
-            expected=expected_loss(losses, guess) if long else None,
-            long_fall=long_fall(losses, guess) if long else None,
+            expected=expected_loss(w.losses, w.guess) if long else None,
+            long_fall=long_fall(w.losses, w.guess) if long else None,
             long_fell=-long_slope * LONG_WINDOW if long else None,
             long_slope=long_slope / max(long_error, 1e-300) if long else None,
-            steps=steps,
-            readings=taken,
+            steps=w.steps,
+            readings=w.taken,
             blocks=len(self.rows) or len(self.alike),
-            product=self._newest_product(readings),
-            first_product=early_product if (self.update_ratio(first_reading) or 0.0) < SPOILS else at_first,
+            product=self._newest_product(w.readings),
+            first_product=early_product if (self.update_ratio(w.first_reading) or 0.0) < SPOILS else at_first,
             early_product=early_product,
             update_ratio=max(ratios, default=None),
-            first_update_ratio=self.update_ratio(first_reading),
-            largest_update=largest_update,
-            peak=peak,
+            first_update_ratio=self.update_ratio(w.first_reading),
+            largest_update=w.largest_update,
+            peak=w.peak,
             step_per_grad=_step_per_grad(last),
-            dead=max(newest_of(readings, "dead_fraction").values(), default=0.0),
-            first_dead=_first_share((first_reading, *early), "dead_fraction"),
-            saturated=max(newest_of(readings, "saturated_fraction").values(), default=0.0),
-            first_saturated=first_saturated,
+            dead=max(newest_of(w.readings, "dead_fraction").values(), default=0.0),
+            first_dead=_first_share((w.first_reading, *w.early), "dead_fraction"),
+            saturated=max(newest_of(w.readings, "saturated_fraction").values(), default=0.0),
+            first_saturated=w.first_saturated,
             weight_size=self._weight_size(last),
             weight_scale=self._weight_scale(last),
-            silent_row=_silent_row(readings),
-            no_gradient=len(readings) > 1 and all(r.global_grad_norm == 0 for r in readings[-2:]),
-            no_weight_gradient=len(readings) > 1 and all(_only_biases_learn(r) for r in readings[-2:]),
-            kept=_kept(run_reading, last),
-            kept_recently=_kept(first_reading, last),
-            decay_share=_decay_share(newest, weight_decay, rate if decoupled else None),
-            decayed_for=None if weight_decay is None or rate is None else rate * weight_decay * steps,
-            rate_left=rate / largest_rate if rate is not None and largest_rate else None,
-            lowest=min(lowest, now),
-            last_half=last_half,
-            cosine=_mean_cosine(readings),
-            curvature=curvature,
+            silent_row=_silent_row(w.readings),
+            no_gradient=len(w.readings) > 1 and all(r.global_grad_norm == 0 for r in w.readings[-2:]),
+            no_weight_gradient=len(w.readings) > 1 and all(_only_biases_learn(r) for r in w.readings[-2:]),
+            kept=_kept(w.run_reading, last),
+            kept_recently=_kept(w.first_reading, last),
+            decay_share=_decay_share(newest, w.weight_decay, w.rate if w.decoupled else None),
+            decayed_for=None if w.weight_decay is None or w.rate is None else w.rate * w.weight_decay * w.steps,
+            rate_left=w.rate / w.largest_rate if w.rate is not None and w.largest_rate else None,
+            lowest=min(w.lowest, now),
+            last_half=w.last_half,
+            cosine=_mean_cosine(w.readings),
+            curvature=w.curvature,
         )
 
     def _newest_product(self, readings: Sequence[ReadingsTaken]) -> float | None:

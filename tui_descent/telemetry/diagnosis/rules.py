@@ -55,10 +55,8 @@ LARGE_WEIGHTS = 2.0  # the same: they saturate units, and without limits the out
 DECAYED, DECAYING = 0.5, 0.97  # weight norm over that at the run's start, and at the window's start
 SHRUNK = 0.7  # the same, where decay outweighs the gradient
 DECAY_RULES, DECAY_TIMES = 0.5, 1.0  # the decay's part of a step over the gradient's; time constants it has acted for
-LEVEL_FALL, STILL_FALLS = (
-    0.05,
-    0.02,
-)  # over the window's last half: a loss that surely falls by less is level, by more is not
+# Over the last half of the window: a loss that surely falls by less is level, by more is not.
+LEVEL_FALL, STILL_FALLS = 0.05, 0.02
 
 
 def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
@@ -110,20 +108,31 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     if classes and f.product == 0 and f.now > EXPECTED_GOOD * f.guess:
         return _no_gradient(f, context)
     if expected is not None:
-        # With saturated units, or with steps that are far too small, a fall does not promise further falls.
-        halting = f.saturated > SATURATED or _too_small(f, context) > FAR_TOO_SMALL
-        good = EXPECTED_GOOD if f.long_fall else EXPECTED_GOOD_FLAT
-        if expected > good or (f.now > EXPECTED_GOOD * f.guess and halting):
-            name, sure = _stuck(f, context)
-            if name == "weights decaying":
-                return name, sure  # the decay shows that the loss will not fall
-            return name, min(sure, _sure(expected / EXPECTED_GOOD, decades=0.1))
-        level = max(f.expected or 0.0, f.now + 2 * f.noise, 1e-300)
-        sure = _sure(EXPECTED_GOOD * f.guess / level, decades=0.1)
-        if f.now > EXPECTED_GOOD * f.guess and f.fall < FLAT and f.slope > FALLING_SLOPE:
-            return "not clear", 0.5  # the loss fell a while ago, and has been level since
-        clearly = (f.long_fall or 0.0) > CLEAR_FALL * f.guess
-        return _training(f, context, max(sure, FAIR) if clearly else sure)
+        return _by_expected_loss(f, context, expected)
+    return _by_guess(f, context)
+
+
+def _by_expected_loss(f: Features, context: RunContext, expected: float) -> tuple[Name, float]:
+    """The finding for a cross-entropy of classes. `expected` is the loss that its trend promises, over g."""
+    # With saturated units, or with steps that are far too small, a fall does not promise further falls.
+    halting = f.saturated > SATURATED or _too_small(f, context) > FAR_TOO_SMALL
+    good = EXPECTED_GOOD if f.long_fall else EXPECTED_GOOD_FLAT
+    if expected > good or (f.now > EXPECTED_GOOD * f.guess and halting):
+        name, sure = _stuck(f, context)
+        if name == "weights decaying":
+            return name, sure  # the decay shows that the loss will not fall
+        return name, min(sure, _sure(expected / EXPECTED_GOOD, decades=0.1))
+    level = max(f.expected or 0.0, f.now + 2 * f.noise, 1e-300)
+    sure = _sure(EXPECTED_GOOD * f.guess / level, decades=0.1)
+    if f.now > EXPECTED_GOOD * f.guess and f.fall < FLAT and f.slope > FALLING_SLOPE:
+        return "not clear", 0.5  # the loss fell a while ago, and has been level since
+    clearly = (f.long_fall or 0.0) > CLEAR_FALL * f.guess
+    return _training(f, context, max(sure, FAIR) if clearly else sure)
+
+
+def _by_guess(f: Features, context: RunContext) -> tuple[Name, float] | None:
+    """The finding where only the loss of a guess is known, or not even that."""
+    classes, size = context.classes is not None, abs(f.guess)
     share = STUCK
     if classes:
         falls = f.fall > FALLING and f.now > ABOVE * f.guess
@@ -235,7 +244,8 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     escaping = f.slope < ESCAPING_SLOPE
     steady = context.classes is not None and f.fall > 0 and (f.long_fall or 0.0) > STEADY_FALL * f.guess
     if f.saturated <= SATURATED and (escaping or steady):
-        return "healthy", FAIR
+        # The loss begins to fall. Before it has fallen by a tenth, "training well" would be too much said.
+        return ("healthy", FAIR) if f.now < NOT_FALLEN * min(f.guess, f.run_first) else ("not clear", 0.5)
     if f.dead > MANY_DEAD:
         return "dead units", FAIR
     return ("saturated" if f.saturated > SATURATED else "plateau"), FAIR
