@@ -284,9 +284,10 @@ def test_any_text_is_drawn_in_any_size() -> None:
 
 
 @pytest.mark.parametrize("picture", [surface_picture, curve_picture, regions_picture, digits_picture, text_picture])
-def test_no_number_is_cut_at_80_columns(picture: Callable[[], TaskPicture]) -> None:
+def test_no_text_is_cut_in_a_narrow_terminal(picture: Callable[[], TaskPicture]) -> None:
     long = {"point": (-0.00233, -0.00038), "loss": -5.3e-06, "gradient": (-0.00467, -0.00076)}
     shown = surface_picture(**long) if picture is surface_picture else picture()
     (numbers,) = Drawings().draw(taken(shown, step=1_200_000), 78, 1, "truecolor")[:1]
     assert "…" not in numbers.text
     assert "|gradient| 0.00473" in numbers.text or picture is not surface_picture
+    assert "…" not in text(picture(), 58, 15)

@@ -257,8 +257,8 @@ def numbers(taken: TaskTaken, width: int) -> Strip:
         return line.add("outside of the picture", colours.ORANGE).to_strip(width)
     gradient = ", ".join(short(g) for g in picture.gradient)
     gradient = gradient if len(picture.gradient) == 1 else f"({gradient})"
-    if line.width + len("gradient ") + len(gradient) <= width:
-        return line.add("gradient ", colours.DIM).add(gradient, colours.BRIGHT).to_strip(width)
-    return (
-        line.add("|gradient| ", colours.DIM).add(short(math.hypot(*picture.gradient)), colours.BRIGHT).to_strip(width)
-    )
+    length = short(math.hypot(*picture.gradient))
+    for label, number in (("gradient ", gradient), ("|gradient| ", length), ("|g| ", length)):
+        if line.width + len(label) + len(number) <= width:
+            return line.add(label, colours.DIM).add(number, colours.BRIGHT).to_strip(width)
+    return line.to_strip(width)
