@@ -137,9 +137,12 @@ def test_the_arrow_points_down() -> None:
     for gradient, arrow in (((1, 0), "←"), ((-1, 0), "→"), ((0, 1), "↓"), ((0, -1), "↑")):
         picture = surface_picture(70, 20, gradient=tuple(map(float, gradient)), path=b"")
         assert [c for c in text(picture, 78, 22) if c in "←↖↑↗→↘↓↙"] == [arrow]
-    none = surface_picture(70, 20, gradient=(0.0, 0.0))
-    assert not set(text(none, 78, 22)) & set("←↖↑↗→↘↓↙")
-    assert "gradient (0, 0)" in text(none, 78, 22)
+    for gradient in ((0.0, 0.0), (1e-9, -1e-8)):
+        none = text(surface_picture(70, 20, gradient=gradient), 78, 22)
+        assert not set(none) & set("←↖↑↗→↘↓↙"), "its direction would be rounding"
+    assert "gradient (1.0e-09, -1.0e-08)" in none
+    small = text(surface_picture(70, 20, gradient=(1e-5, 0.0), path=b""), 78, 22)
+    assert "←" in small
 
 
 def test_a_point_that_has_left_the_picture_is_reported() -> None:
@@ -158,6 +161,8 @@ def test_any_surface_is_drawn_in_any_size(depth: Depth) -> None:
                 30, 20, losses=losses.tobytes(), path=path, point=(x, 0.5), loss=x, gradient=(x, -x)
             )
             text(strange, width, height, depth)
+            for gradient in ((x, 1.0), (1.0, x)):
+                text(surface_picture(30, 20, gradient=gradient, loss=x), width, height, depth)
             text(
                 curve_picture(600, losses=losses.tobytes(), path=path, point=(x,), loss=x, gradient=(x,)), width, height
             )
