@@ -155,8 +155,8 @@ def test_any_surface_is_drawn_in_any_size(depth: Depth) -> None:
     odd = [math.nan, math.inf, -math.inf, 1e308, 0.0, 1.0]
     losses = array("f", [(odd + [n / 7 for n in range(20)])[n % 26] if n % 26 != 3 else 3e38 for n in range(600)])
     path = array("d", [x for a in odd for b in odd for x in (a, b)]).tobytes()
-    for width, height in ((1, 1), (8, 4), (10, 3), (12, 5), (78, 17), (198, 54)):
-        for x in odd:
+    for width, height in ((1, 1), (8, 4), (10, 3), (12, 5), (40, 9), (198, 54)):
+        for x in odd if height < 20 else odd[:1]:
             strange = surface_picture(
                 30, 20, losses=losses.tobytes(), path=path, point=(x, 0.5), loss=x, gradient=(x, -x)
             )
