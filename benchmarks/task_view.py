@@ -25,6 +25,7 @@ from tui_descent.scenario import presets
 from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.setup.build import build
 from tui_descent.training.steering.steering import Steering
+from tui_descent.training.task_pictures.painters import painter_of
 from tui_descent.training.watch.watch import Watch
 
 CASES: dict[str, tuple[str, ...]] = {
@@ -44,7 +45,10 @@ def measure(case: str, seconds: float, keeper: FakeKeeper) -> str:
     name, *overrides = CASES[case]
     _, scenario = presets.find(name, overrides=overrides)
     setup, sampler = build(scenario, on=torch.device("cpu")), Sampler()
-    steering, task = Steering(setup.model, setup.optimizer, setup=setup), TaskProbe(setup, sampler)
+    steering, task = (
+        Steering(setup.model, setup.optimizer, setup=setup),
+        TaskProbe(setup.model, lambda: painter_of(setup), sampler),
+    )
     by_view: dict[bool, list[float]] = {True: [], False: []}  # seconds per step, by whether the view is open
     pictures, made_s = 0, 0.0
     with Watch(

@@ -27,6 +27,7 @@ from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.run_description import describe
 from tui_descent.training.setup import build
 from tui_descent.training.steering.steering import Steering
+from tui_descent.training.task_pictures.painters import painter_of
 from tui_descent.training.undo import memory_budget
 from tui_descent.training.watch.watch import Watch
 
@@ -149,7 +150,7 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
             at_steps=launch.curvature_at,
             watched=launch.curvature,
         ),
-        task=TaskProbe(setup, sampler),
+        task=TaskProbe(setup.model, lambda: painter_of(setup), sampler),
         is_scenario=True,
     )
 

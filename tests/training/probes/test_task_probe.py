@@ -13,10 +13,11 @@ from tui_descent.instruments.tiers import TASK_EVERY_S, TASK_SHARE, TaskSchedule
 from tui_descent.protocol.commands import TurnKnob, WatchTask
 from tui_descent.protocol.events import CommandDone, CommandRejected, Noted, TaskTaken
 from tui_descent.scenario import presets
-from tui_descent.training.probes.task_probe import TaskProbe, painter_of
+from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.progress import Progress
 from tui_descent.training.setup.build import Setup, build
 from tui_descent.training.steering.steering import Steering
+from tui_descent.training.task_pictures.painters import painter_of
 from tui_descent.training.watch.watch import Watch
 
 CASES = {
@@ -34,6 +35,10 @@ def made(name: str, *overrides: str) -> Setup:
     return build(scenario, on=torch.device("cpu"))
 
 
+def probe_of(setup: Setup, sampler: Sampler) -> TaskProbe:
+    return TaskProbe(setup.model, lambda: painter_of(setup), sampler)
+
+
 def eager(sampler: Sampler) -> Sampler:
     """Every step is due."""
     sampler.task.every_s, sampler.task.share = 0.0, 1e9
@@ -42,7 +47,7 @@ def eager(sampler: Sampler) -> Sampler:
 
 def trained(setup: Setup, keeper: FakeKeeper | None, *, watch: bool, steps: int = 9) -> list[float]:
     sampler = eager(Sampler(every=1))
-    task = TaskProbe(setup, sampler)
+    task = probe_of(setup, sampler)
     if watch:
         task.set_watching(1, on=True, columns=20, rows=10)
     run = Watch(
@@ -101,7 +106,7 @@ def test_nothing_is_pictured_until_asked(keeper: FakeKeeper) -> None:
 
 
 def test_pictures_are_made_while_any_client_watches_in_the_largest_size() -> None:
-    task, progress = TaskProbe(made("saddle"), eager(Sampler())), Progress(None)
+    task, progress = probe_of(made("saddle"), eager(Sampler())), Progress(None)
     assert not task.due(progress, paused=False)
     assert task.set_watching(1, on=True, columns=30, rows=10) == "pictures of the task are made"
     task.set_watching(2, on=True, columns=20, rows=15)
@@ -117,7 +122,7 @@ def test_pictures_are_made_while_any_client_watches_in_the_largest_size() -> Non
 
 
 def test_a_paused_run_is_pictured_again_only_after_a_change() -> None:
-    task, progress = TaskProbe(made("saddle"), Sampler()), Progress(None)
+    task, progress = probe_of(made("saddle"), Sampler()), Progress(None)
     task.set_watching(1, on=True, columns=30, rows=10)
     assert task.due(progress, paused=True)
     task.picture(progress, paid=False)
@@ -157,7 +162,7 @@ def test_a_failing_picture_warns_once_and_is_not_retried_until_asked() -> None:
         def picture(self, columns: int, rows: int) -> None:
             raise RuntimeError("out of memory\nby far")
 
-    task, progress = TaskProbe(made("saddle"), eager(Sampler())), Progress(None)
+    task, progress = probe_of(made("saddle"), eager(Sampler())), Progress(None)
     task._painter = Failing()  # type: ignore[assignment]
     task.set_watching(1, on=True, columns=30, rows=10)
     assert task.picture(progress, paid=True) == Noted(

@@ -55,6 +55,8 @@ def numbers(taken: TaskTaken, width: int) -> Strip:
     assert isinstance(taken.picture, RegionsPicture)
     right, count = sum(taken.picture.right), len(taken.picture.right)
     line = Line().add(" step ", colours.DIM).add(f"{with_commas(taken.step)}  ", colours.BRIGHT)
+    if not any(taken.picture.predictions):
+        return line.add("the outputs are NaN or infinite", colours.ORANGE).to_strip(width)
     line.add(f"{with_commas(count - right)}", colours.BRIGHT).add(f" of {with_commas(count)} ", colours.DIM)
     return line.add("training points are on the wrong side", colours.DIM).to_strip(width)
 

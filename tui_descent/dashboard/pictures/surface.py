@@ -22,7 +22,13 @@ LEVELS = 14
 # The share of the rank among all cells in a level; the rest is the logarithm of the loss. Ranks alone would hide how
 # deep a valley is.
 RANK_PART = 0.6
+<<<<<<< HEAD
 MOST_CONTOUR_DOTS = 4  # a cell with more contour dots has none: its background already shows the slope
+=======
+# There is no arrow where the gradient, along the whole map, would change the loss by less than this part of its range.
+FLAT_BELOW = 1e-6
+MOST_CONTOUR_DOTS = 4  # where contour lines are denser, the background shows the slope by itself
+>>>>>>> wt-s4task
 
 PATH, GRADIENT, CURVE, NOW = "#ffffff", "#ff7fae", "#8a97a8", "#ffffff"
 MINIMUM, SADDLE = "#57ab7f", "#e0883c"
@@ -51,7 +57,7 @@ def draw(picture: SurfacePicture, width: int, height: int, depth: Depth, maps: C
         return _curve(picture, columns, rows, width)
     drawn = maps.ground(picture, columns, rows, depth).copy()
     plane = Plane(picture.low, picture.high, columns, rows)
-    _draw_path(drawn, plane, picture, depth)
+    _draw_path(drawn, plane, picture, depth, flat=is_flat(picture, maps.loss_range))
     across, up = (Axis(low, high, False) for low, high in zip(picture.low, picture.high, strict=True))
     return with_axes(drawn, across, up, width)
 
@@ -69,6 +75,7 @@ class ContourMaps:
     """Draws the part of a contour map that stays the same during a run, and keeps the newest such map."""
 
     def __init__(self) -> None:
+        self.loss_range = 0.0  # from the lowest to the highest finite loss on the newest map
         self._key: object = None
         self._ground = Picture(0, 0)
 
@@ -77,6 +84,8 @@ class ContourMaps:
         key = picture.low, picture.high, picture.columns, picture.rows, columns, rows, depth, picture.losses
         if key != self._key:
             self._key, self._ground = key, _contour_map(picture, columns, rows, depth)
+            finite = [loss for loss in array("f", picture.losses) if math.isfinite(loss)]
+            self.loss_range = max(finite, default=0.0) - min(finite, default=0.0)
         return self._ground
 
 
@@ -139,11 +148,17 @@ def _contour_map(picture: SurfacePicture, columns: int, rows: int, depth: Depth)
     return drawn
 
 
-def _draw_path(drawn: Picture, plane: Plane, picture: SurfacePicture, depth: Depth) -> None:
+def is_flat(picture: SurfacePicture, loss_range: float) -> bool:
+    """Whether the gradient is so small that its direction is mostly rounding: it would hardly show on the whole map."""
+    across = (abs(g) * (high - low) for g, low, high in zip(picture.gradient, picture.low, picture.high, strict=True))
+    return max(across) < FLAT_BELOW * loss_range
+
+
+def _draw_path(drawn: Picture, plane: Plane, picture: SurfacePicture, depth: Depth, *, flat: bool) -> None:
     """Draw the gradient, then the path, then the glyphs: later ones cover earlier ones."""
     positions = path_of(picture)
     now = plane.dot(*picture.point)
-    arrow = _arrow(picture, plane, now)
+    arrow = None if flat else _arrow(picture, plane, now)
     if arrow is not None:
         drawn.line(now, arrow, GRADIENT)
     dots = [plane.dot(*position) for position in positions] + [now]
@@ -181,7 +196,7 @@ def _arrow(picture: SurfacePicture, plane: Plane, now: tuple[float, float]) -> t
     ]
     # Converted to lengths on the screen: a dot is half as wide as it is high.
     largest = max(map(abs, shares))
-    if plane.cell(*picture.point) is None or not 0 < largest < math.inf:
+    if plane.cell(*picture.point) is None or largest == 0 or not all(map(math.isfinite, shares)):
         return None
     x, y = (share / largest for share in shares)
     length = max(5.0, 0.14 * min(plane.columns, 4 * plane.rows)) / math.hypot(x / 2, y)
@@ -260,8 +275,8 @@ def numbers(taken: TaskTaken, width: int) -> Strip:
         return line.add("outside of the picture", colours.ORANGE).to_strip(width)
     gradient = ", ".join(short(g) for g in picture.gradient)
     gradient = gradient if len(picture.gradient) == 1 else f"({gradient})"
-    if line.width + len("gradient ") + len(gradient) <= width:
-        return line.add("gradient ", colours.DIM).add(gradient, colours.BRIGHT).to_strip(width)
-    return (
-        line.add("|gradient| ", colours.DIM).add(short(math.hypot(*picture.gradient)), colours.BRIGHT).to_strip(width)
-    )
+    length = short(math.hypot(*picture.gradient))
+    for label, number in (("gradient ", gradient), ("|gradient| ", length), ("|g| ", length)):
+        if line.width + len(label) + len(number) <= width:
+            return line.add(label, colours.DIM).add(number, colours.BRIGHT).to_strip(width)
+    return line.to_strip(width)

@@ -26,7 +26,7 @@ def draw(picture: TextPicture, width: int, height: int) -> list[Strip]:
     """`height` rows of `width` cells. The lines of the net get at most a third of them."""
     rows = [Line().add(" the net writes", colours.DIM)]
     rows += [_written(line, picture.new, width) for line in picture.lines[: max(1, height // 3)]]
-    rows += [Line(), Line().add(" held-out text: the higher the bar, the worse it was predicted", colours.DIM)]
+    rows += [Line(), Line().add(" held-out text: a high bar is a badly predicted character", colours.DIM)]
     rows += _held_out(picture, width, height - len(rows))
     return [line.to_strip(width) for line in rows[: max(0, height)]]
 
@@ -37,7 +37,8 @@ def numbers(taken: TaskTaken, width: int) -> Strip:
     assert isinstance(picture, TextPicture)
     line = Line().add(" step ", colours.DIM).add(f"{with_commas(taken.step)}  ", colours.BRIGHT)
     line.add(short(picture.loss), colours.BRIGHT).add(" nats per character of the text below", colours.DIM)
-    return line.add(f", {short(TOP)} by guessing", colours.DIM).to_strip(width)
+    guessing = f", {short(TOP)} by guessing"
+    return line.add(guessing if line.width + len(guessing) <= width else "", colours.DIM).to_strip(width)
 
 
 def legend() -> str:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
+
+from torch import nn
 
 from tui_descent.instruments.same_batch import undisturbed
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import Noted, TaskTaken
 from tui_descent.protocol.task_pictures import TaskPicture
-from tui_descent.scenario.spec import DigitsData, TextData
 from tui_descent.training.progress import Progress
-from tui_descent.training.setup.build import Setup
-from tui_descent.training.task_pictures.digits import DigitsPainter
-from tui_descent.training.task_pictures.regions import RegionsPainter
-from tui_descent.training.task_pictures.surface import SurfacePainter
-from tui_descent.training.task_pictures.text import TextPainter
 
 
 class Painter(Protocol):
@@ -28,13 +25,14 @@ class Painter(Protocol):
 class TaskProbe:
     """Makes a picture of the task between two steps, with the weights before the next update, while a client watches.
 
-    Its size is that of the largest screen that watches.
+    Its size is that of the largest screen that watches. `make_painter` is called for the first picture.
     """
 
-    def __init__(self, setup: Setup, sampler: Sampler) -> None:
-        self._setup, self._schedule, self._sampler = setup, sampler.task, sampler
+    def __init__(self, model: nn.Module, make_painter: Callable[[], Painter], sampler: Sampler) -> None:
+        self._model, self._make_painter = model, make_painter
+        self._schedule, self._sampler = sampler.task, sampler
         self._sizes: dict[int, tuple[int, int]] = {}  # columns and rows, by client
-        self._painter: Painter | None = None  # made for the first picture
+        self._painter: Painter | None = None
         self._requests = 0
         self._last: tuple[int, ...] | None = None  # what the newest picture was made of
 
@@ -65,8 +63,8 @@ class TaskProbe:
         rows = max(rows for _, rows in self._sizes.values())
         try:
             if self._painter is None:
-                self._painter = painter_of(self._setup)
-            with undisturbed(self._setup.model):
+                self._painter = self._make_painter()
+            with undisturbed(self._model):
                 picture = self._painter.picture(columns, rows)
         except RuntimeError as error:
             self._sizes.clear()
@@ -78,16 +76,3 @@ class TaskProbe:
 
     def _subject(self, progress: Progress) -> tuple[int, ...]:
         return progress.segment, progress.step, progress.interventions, self._requests
-
-
-def painter_of(setup: Setup) -> Painter:
-    """The painter for a scenario's kind of data."""
-    match setup.scenario.data:
-        case None:
-            return SurfacePainter(setup)
-        case DigitsData():
-            return DigitsPainter(setup)
-        case TextData():
-            return TextPainter(setup)
-        case _:
-            return RegionsPainter(setup)

@@ -1,0 +1,24 @@
+"""Which kind of picture a scenario run has."""
+
+from __future__ import annotations
+
+from tui_descent.scenario.spec import DigitsData, TextData
+from tui_descent.training.probes.task_probe import Painter
+from tui_descent.training.setup.build import Setup
+from tui_descent.training.task_pictures.digits import DigitsPainter
+from tui_descent.training.task_pictures.regions import RegionsPainter
+from tui_descent.training.task_pictures.surface import SurfacePainter
+from tui_descent.training.task_pictures.text import TextPainter
+
+
+def painter_of(setup: Setup) -> Painter:
+    """The painter for a scenario's kind of data."""
+    match setup.scenario.data:
+        case None:
+            return SurfacePainter(setup)
+        case DigitsData():
+            return DigitsPainter(setup)
+        case TextData():
+            return TextPainter(setup)
+        case _:
+            return RegionsPainter(setup)
