@@ -22,13 +22,9 @@ LEVELS = 14
 # The share of the rank among all cells in a level; the rest is the logarithm of the loss. Ranks alone would hide how
 # deep a valley is.
 RANK_PART = 0.6
-<<<<<<< HEAD
-MOST_CONTOUR_DOTS = 4  # a cell with more contour dots has none: its background already shows the slope
-=======
 # There is no arrow where the gradient, along the whole map, would change the loss by less than this part of its range.
 FLAT_BELOW = 1e-6
-MOST_CONTOUR_DOTS = 4  # where contour lines are denser, the background shows the slope by itself
->>>>>>> wt-s4task
+MOST_CONTOUR_DOTS = 4  # a cell with more contour dots has none: its background already shows the slope
 
 PATH, GRADIENT, CURVE, NOW = "#ffffff", "#ff7fae", "#8a97a8", "#ffffff"
 MINIMUM, SADDLE = "#57ab7f", "#e0883c"
