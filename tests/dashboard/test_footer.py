@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from factories import reading, reading_of, started, steps, turned
+from driver import open_dashboard
+from factories import reading, reading_of, started, steps, turned, vanishing
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Exchange
@@ -275,3 +276,14 @@ def test_the_range_test_is_not_offered_in_a_user_loop(scenario: dict[str, object
     row = FooterPanel().draw(View(history=history), 250, 3)[2].text
     assert ("f range test" in row) == shown
     assert "s schedule" in row
+
+
+async def test_the_answer_to_a_key_does_not_wait_for_the_next_regular_redraw() -> None:
+    async with open_dashboard((120, 40), vanishing(20), min_interval_s=1000.0) as dashboard:
+        await dashboard.shows("20/2,000")
+        dashboard.keeper.publish(steps(20, [1.0] * 5))
+        await dashboard.wait_until(lambda: dashboard.app.bridge.history.steps == 25)
+        await dashboard.pilot.pause(0.1)
+        assert "20/2,000" in dashboard.text()
+        await dashboard.press("plus")
+        await dashboard.shows("applied", "*1.25", "25/2,000")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from factories import reading, started, steps
@@ -116,3 +118,20 @@ def test_the_loss_band_is_a_dark_background_or_shaded() -> None:
     (band,) = grounds["256"]
     assert band.downgrade(ColorSystem.EIGHT_BIT).number == 236
     assert lightness(band) < lightness(Color.parse(colours.BACKGROUND)) + 20
+
+
+def test_greys_and_states_keep_their_hue_with_fewer_colours() -> None:
+    css = (Path(colours.__file__).parent / "dashboard.tcss").read_text(encoding="utf-8")
+    borders = set(re.findall(r"border: round (#[0-9a-f]{6})", css))
+    greys = [Color.parse(border) for border in borders if max(saturation(border)) < 25]
+    assert len(greys) >= 3
+    for grey in greys:
+        assert grey.downgrade(ColorSystem.EIGHT_BIT).number in range(232, 256), grey
+    assert colours.GREEN.color is not None
+    assert colours.GREEN.color.downgrade(ColorSystem.STANDARD).number in (2, 10)
+
+
+def saturation(colour: str) -> list[int]:
+    """The differences between the channels of a colour."""
+    channels = list(Color.parse(colour).get_truecolor())
+    return [max(channels) - channel for channel in channels]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyte
 import pytest
 
 LOADED = """
@@ -104,14 +105,16 @@ class Started:
             start_new_session=True,
             env={**os.environ, "TERM": "xterm-256color", **env},
         )
-        self.seen = b""
+        # Only cells that change are sent, so the words need not come in one piece.
+        screen = pyte.Screen(120, 40)
+        stream = pyte.ByteStream(screen)
         end = time.monotonic() + 120
-        while b"connecting to the run" not in self.seen and b"What it shows" not in self.seen:
+        while not any(words in "\n".join(screen.display) for words in ("connecting to the run", "What it shows")):
             if time.monotonic() > end:
                 self.close()
-                raise AssertionError(self.seen[-500:])
+                raise AssertionError("\n".join(screen.display))
             if select.select([self.master], [], [], 0.1)[0]:
-                self.seen += os.read(self.master, 65536)
+                stream.feed(os.read(self.master, 65536))
 
     def stall(self) -> None:
         """Fill the terminal's buffer, which nobody reads, and let the program draw into it."""

@@ -194,17 +194,22 @@ class _Pen:
 def _changed(cells: list[Cell], before: Cells) -> Iterator[tuple[int, int]]:
     """The first and last index of each stretch of cells to send."""
     first = last = -1
-    for n, (cell, known) in enumerate(zip(cells, before, strict=True)):
-        if cell is known or cell == known:
+    for n, (new, known) in enumerate(zip(cells, before, strict=True)):
+        if new is known or new == known:
             continue
         if first < 0:
             first = n
-        elif n - last > MAX_RESENT or any(between.look is not cells[last].look for between in cells[last + 1 : n]):
+        elif n - last > MAX_RESENT or not all(_follows(cells[last].look, cell.look) for cell in cells[last + 1 : n]):
             yield first, last
             first = n
         last = n
     if first >= 0:
         yield first, last
+
+
+def _follows(before: Look, look: Look) -> bool:
+    """Whether a cell can be sent after another one without a code."""
+    return look is before or (not look.colour and look.background == before.background)
 
 
 @lru_cache(maxsize=8192)

@@ -12,7 +12,7 @@ from textual.strip import Strip
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts.log_scale import LogScale
 from tui_descent.dashboard.charts.time_axis import BinCache, TimeAxis, gutter, marks
-from tui_descent.dashboard.panels.panel import Panel, waiting_notice
+from tui_descent.dashboard.panels.panel import SLOW_S, Panel, waiting_notice
 from tui_descent.dashboard.text.layer_names import is_norm, layer_labels
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import power_of_ten
@@ -26,7 +26,7 @@ Levels = tuple[int | None, ...]
 class HeatmapPanel(Panel):
     """The root-mean-square gradient of each layer's weights over time."""
 
-    min_interval_s = 0.35
+    min_interval_s = SLOW_S
     help_text = (
         "Root-mean-square gradient of each layer's weights over time, with the output at the top and the input at the "
         "bottom. The time axis is that of the loss chart. Dark is small, bright is large; the border shows the scale. "

@@ -10,7 +10,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.panels.panel import Panel, waiting_notice
+from tui_descent.dashboard.panels.panel import SLOW_S, Panel, waiting_notice
 from tui_descent.dashboard.text.layer_names import is_norm, layer_labels
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import scientific, with_commas
@@ -25,7 +25,7 @@ STALE_STEPS, STALE_S = 10, 2.0
 class LayerBarsPanel(Panel):
     """One bar per layer: its value of `metric` in the newest reading."""
 
-    min_interval_s = 0.25
+    min_interval_s = SLOW_S
     metric: ClassVar[str] = ""
 
     def depends_on(self, view: View) -> object:

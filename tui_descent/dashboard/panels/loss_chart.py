@@ -29,7 +29,6 @@ POINT_EVERY, POINT_DISTANCE = 5, 3
 class LossPanel(Panel):
     """The training loss of every update."""
 
-    min_interval_s = 0.15
     help_text = (
         "Training loss of every update. Dark band: from the lowest to the highest loss of the steps in a column. "
         "Bright: smoothed loss, a moving average over about 20 steps; if five losses in a row are far from it, it "

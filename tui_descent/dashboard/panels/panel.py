@@ -17,6 +17,9 @@ from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 
+# Nobody can read numbers at 10 Hz. Panels are drawn at every second or fourth of ten frames a second, all at the same
+# ones, because an update of several panels takes Textual hardly longer than that of one.
+FAST_S, SLOW_S = 0.17, 0.37
 NOTHING = Strip([])
 
 
@@ -24,8 +27,8 @@ class Panel(Widget, can_focus=True):
     """Draws a `View` as rows. Drawing happens only in `show`, which the frame timer calls."""
 
     help_text: ClassVar[str] = ""
-    # The least time between two redraws, because nobody can read numbers at 10 Hz. A key or a new size redraws at once.
-    min_interval_s: ClassVar[float] = 0.0
+    # The least time between two redraws. A key, its answer, a new state or a new size redraws at once.
+    min_interval_s: ClassVar[float] = FAST_S
 
     class RedrawNeeded(Message):
         """The panel must be drawn although the history has not changed."""
@@ -66,7 +69,8 @@ class Panel(Widget, can_focus=True):
         wanted = (self.depends_on(view), width, height)
         if wanted == self._drawn:
             return True
-        settings = (view.selected, view.recent, view.log, view.connected, view.history.state.state, width, height)
+        keys = (view.selected, view.recent, view.log, view.ghosts, view.all_events, view.exchange)
+        settings = (*keys, view.connected, view.history.state.state, width, height)
         if (
             self._drawn is not None
             and settings == self._settings
