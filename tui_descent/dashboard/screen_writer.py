@@ -120,6 +120,8 @@ class ScreenWriter:
             known[x:end] = [None] * (end - x)
             return
         before = known[x:end]
+        if cells == before:
+            return
         known[x:end] = cells
         for first, last in _changed(cells, before):
             pen.move(y, x + first)
