@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import re
 
 import pytest
@@ -96,3 +97,21 @@ def test_held_out_points_do_not_cover_the_curve() -> None:
     )
     _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *evaluations[::100]])
     assert sum(row.count("○") for row in rows) == 4, "a few points are all shown"
+
+
+def test_no_losses_and_no_size_break_the_chart() -> None:
+    rng = random.Random(11)
+    odd = [math.nan, math.inf, -math.inf, 0.0, 1e308, -1e308, 5e-324, 1e-300, 2.3]
+    for _ in range(60):
+        kind = rng.randrange(3)
+        losses = [
+            rng.choice(odd) if kind == 0 else rng.uniform(-2, 2) if kind == 1 else math.exp(rng.gauss(0, 3))
+            for _ in range(rng.choice([1, 2, 30, 700]))
+        ]
+        events: list[AnyEvent] = [started(3), steps(0, losses)]
+        events += [Evaluated(segment=0, step=n, loss=rng.choice([*odd, *losses])) for n in range(0, len(losses), 40)]
+        look = view(events, log=rng.random() < 0.6, recent=rng.random() < 0.3)
+        for width, height in ((rng.randint(1, 90), rng.randint(1, 24)), (300, 100) if rng.random() < 0.1 else (20, 3)):
+            rows = LossPanel().draw(look, width, height)
+            assert len(rows) <= height
+            assert all(row.cell_length == width for row in rows)

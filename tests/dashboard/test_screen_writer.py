@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,7 @@ from textual.geometry import Region
 from textual.screen import ModalScreen
 from textual.strip import Strip
 
+from tui_descent.dashboard import screen_writer
 from tui_descent.dashboard.app import DescentApp
 from tui_descent.dashboard.screen_writer import ScreenWriter
 
@@ -210,6 +213,20 @@ async def test_the_app_shortens_its_updates(monkeypatch: pytest.MonkeyPatch) -> 
         await dashboard.drawn()
     updates: Iterable[object] = [one for one in written if one is not None]
     assert {type(one).__name__ for one in updates} == {"_Shortened"}
+
+
+def test_with_another_version_of_textual_its_updates_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    update: Any = LayoutUpdate([], Region(0, 0, 10, 1))
+    assert ScreenWriter().shortened(update) is not update
+    assert ScreenWriter().shortened("text") == "text"
+    monkeypatch.setattr(screen_writer, "CAN_SHORTEN", False)
+    assert ScreenWriter().shortened(update) is update
+    code = (
+        "import textual._compositor as c; del c.ChopsUpdate; "
+        "from tui_descent.dashboard import app, screen_writer; print(screen_writer.CAN_SHORTEN)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
 
 
 async def test_a_resize_sends_the_whole_screen_again(monkeypatch: pytest.MonkeyPatch) -> None:

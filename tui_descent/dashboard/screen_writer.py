@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from inspect import signature
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from rich.color import ColorSystem
@@ -23,7 +24,11 @@ else:
     try:
         from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
     except ImportError:
-        CompositorUpdate, ChopsUpdate, LayoutUpdate = object, (), ()
+        CompositorUpdate, ChopsUpdate, LayoutUpdate = object, None, None
+
+# The arguments of Textual's updates. The classes are private: with other arguments, nothing is shortened.
+_ARGUMENTS = {LayoutUpdate: ["strips", "region"], ChopsUpdate: ["chops", "spans", "chop_ends"]}
+CAN_SHORTEN = all(kind and list(signature(kind).parameters) == names for kind, names in _ARGUMENTS.items())
 
 # Characters that certainly take one cell: not wide, not combining. A piece of a row with other characters is always
 # sent whole.
@@ -87,7 +92,7 @@ class ScreenWriter:
         With `repair`, an update of the whole screen is sent whole. That repairs a screen to which another program has
         written.
         """
-        if isinstance(update, LayoutUpdate | ChopsUpdate):
+        if CAN_SHORTEN and isinstance(update, LayoutUpdate | ChopsUpdate):
             return cast(RenderableType, _Shortened(self, update, repair))
         return update
 
@@ -123,6 +128,8 @@ class ScreenWriter:
             known[x:end] = [None] * (end - x)
             return
         before = known[x:end]
+        if cells == before:
+            return
         known[x:end] = cells
         for first, last in _changed(cells, before):
             pen.move(y, x + first)

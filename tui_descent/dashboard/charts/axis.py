@@ -76,6 +76,8 @@ class Axis:
         No text occurs twice; texts have at most `width` cells if possible.
         """
         found: dict[int, float] = {}
+        if rows < 1:
+            return {}
         # With few rows, adjacent rows may both have a number.
         gap = 1 if rows > 8 else 0
         for value in sorted(self._ticks(rows, gap), key=self._weight):
