@@ -68,8 +68,15 @@ def _choose_activation(screen: RunScreen, binding: KeyBinding, key: str) -> None
             slope=_leaky_slope(screen),
             acts_on=tuple(name for name in state.acts_on if _is_inside(name, target)),
             left_alone=tuple(entry for entry in state.left_alone if _is_inside(entry[0], target)),
+            advised=_advised(screen, "activation"),
         )
         screen.app.push_screen(dialog, _send_answer(screen, "activation", target))
+
+
+def _advised(screen: RunScreen, knob: str) -> str:
+    """The value that the newest diagnosis advises for this knob; empty if it advises none."""
+    found = screen.bridge.history.diagnosis
+    return next((advice.value for advice in found.advice if advice.knob == knob), "") if found is not None else ""
 
 
 def _leaky_slope(screen: RunScreen) -> float:
@@ -109,6 +116,7 @@ def _choose(screen: RunScreen, binding: KeyBinding, key: str) -> None:
         unavailable=history.unavailable.get(knob, ""),
         lr=history.knobs.get("lr", ""),
         spec=spec,
+        advised=_advised(screen, knob),
     )
     screen.app.push_screen(dialog, answered)
 
@@ -228,6 +236,6 @@ HANDLERS: dict[str, Handler] = {
     "up": lambda screen, binding, key: screen.select_or_scroll(1),
     "down": lambda screen, binding, key: screen.select_or_scroll(-1),
     "open_layer": lambda screen, binding, key: screen.open_layer(),
-    "clear_selection": lambda screen, binding, key: screen.clear_selection(),
+    "clear_selection": lambda screen, binding, key: screen.deselect_layer(),
     "suspend": lambda screen, binding, key: screen.app.action_suspend_process(),
 }

@@ -27,6 +27,7 @@ NAME = Style.parse("bold #e1cc55")
 GREEN = Style.parse("#57ab5f")
 ORANGE = Style.parse("#e0883c")
 RED = Style.parse("bold #f0625d")
+CHOSEN = Style.parse("bold #f0f3f7 on #2b313b")
 PICTURE = Style.parse("#f5d052")
 MARK = Style.parse("#d9739a")
 PAPER = (15, 17, 21)  # the background

@@ -20,6 +20,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard import colours
+from tui_descent.dashboard.dialogs.fields import FindList
 from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.theme import THEME
@@ -66,7 +67,7 @@ class GalleryApp(App[str | None]):
         with Horizontal(id="gallery"):
             with Vertical(id="left"):
                 yield Input(id="filter", placeholder="type a part of the name", max_length=40)
-                yield OptionList(id="names")
+                yield FindList(id="names")
                 yield Static(Text(OWN, style=colours.DIM), id="own")
             with VerticalScroll(id="preset") as box:
                 box.can_focus = False

@@ -7,6 +7,7 @@ import msgspec
 from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Redo, RunRangeTest, RunSteps, TurnKnob, Undo
 
 RATE_STEP = 1.25
+VIEW_KEYS = "1-8"
 
 
 class FooterEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,7 +235,7 @@ KEYS: tuple[KeyBinding, ...] = (
     KeyBinding("z", ("z",), "zoom", "show the focused panel alone, or all panels again", "zoom"),
     KeyBinding(
         *(
-            "1-8",
+            VIEW_KEYS,
             ("1", "2", "3", "4", "5", "6", "7", "8"),
             "views",
             "show a view: overview, layers, events, chain rule, curvature, metrics, a script's output or the task",

@@ -39,7 +39,7 @@ def scale_words(view: View, axis: Axis | None) -> str:
     """The loss scale for a panel's border: `log` or `linear` with its key, or why a log scale is not possible."""
     if view.log and axis is not None and not axis.log:
         return "[dim]linear (≤ 0)[/dim]"
-    return f"[dim]{'log' if view.log else 'linear'}[/dim] [bold $primary]y[/]"
+    return f"[@click=app.press('y')][dim]{'log' if view.log else 'linear'}[/dim] [bold $primary]y[/][/]"
 
 
 def time_plot(

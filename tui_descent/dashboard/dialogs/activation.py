@@ -11,6 +11,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.dialogs.fields import FindList
 from tui_descent.dashboard.text.numbers import plural
 from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.scenario.knobs import KNOBS
@@ -35,7 +36,7 @@ class ActivationDialog(Dialog[str]):
     """Answers with the chosen name.
 
     `slope` is the slope of leaky_relu for z < 0 in this run. `acts_on` are the modules of a user's net that will
-    change, `left_alone` those that will not, with the reason.
+    change, `left_alone` those that will not, with the reason. `advised` is what the diagnosis advises, if anything.
     """
 
     def __init__(
@@ -46,10 +47,11 @@ class ActivationDialog(Dialog[str]):
         slope: float = 0.01,
         acts_on: tuple[str, ...] = (),
         left_alone: tuple[tuple[str, str], ...] = (),
+        advised: str = "",
     ) -> None:
         super().__init__()
         self._now, self._target, self._acts_on, self._left_alone = now, target, acts_on, left_alone
-        self._slope = slope
+        self._slope, self._advised = slope, advised
 
     def compose(self) -> ComposeResult:
         """Build the dialog with the current activation highlighted."""
@@ -59,14 +61,15 @@ class ActivationDialog(Dialog[str]):
         choices = KNOBS["activation"].choices
         with Vertical(classes="dialog choice") as box:
             box.border_title = f"Activation {where.replace('[', '(')}"
-            box.border_subtitle = "enter blends over 50 steps · escape cancels"
+            box.border_subtitle = "↑ ↓ or type · enter blends over 50 steps · escape cancels"
             yield Static(Text(f"  {'':<11}{'f(z)':<27}f′(z)"), classes="dim")
-            choice_list = OptionList(*(Option(_row(name, self._now, self._slope), id=name) for name in choices))
+            rows = (_row(name, self._now, self._slope, advised=name == self._advised) for name in choices)
+            choice_list = FindList(*(Option(row, id=name) for name, row in zip(choices, rows, strict=True)))
             yield choice_list
             yield Static("", id="use", classes="dim", markup=False)
             if self._acts_on:
                 yield Static(self._modules(), classes="dim", markup=False)
-            now = self._now.split(" ")[0].split("(")[0]
+            now = self._advised or self._now.split(" ")[0].split("(")[0]
             choice_list.highlighted = choices.index(now) if now in choices else 0
 
     def _modules(self) -> str:
@@ -104,8 +107,9 @@ def _left(name: str, reason: str) -> str:
     return f"  keeps {shorten(safe(name, 200), WIDTH - 10 - len(short))}: {short}"
 
 
-def _row(name: str, now: str, slope: float) -> Text:
+def _row(name: str, now: str, slope: float, *, advised: bool) -> Text:
     formula, derivative, _ = FORMULAS.get(name, ("", "", ""))
     formula = formula.format(slope=slope)
     mark = "●" if now.startswith(name) else " "
-    return Text(f"{mark} {name:<11}{formula:<27}{derivative}", no_wrap=True, overflow="ellipsis")
+    hint = "  ← advised" if advised else ""
+    return Text(f"{mark} {name:<11}{formula:<27}{derivative}{hint}", no_wrap=True, overflow="ellipsis")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from rich.text import Text
+from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.dialogs.fields import FindList, ValueRow
 from tui_descent.dashboard.text.safe_text import safe
-from tui_descent.scenario.knobs import KNOBS, KnobSpec, parse
+from tui_descent.scenario.knobs import KNOBS, parse
 from tui_descent.scenario.optimizers import OPTIMIZERS, known_rate, map_rate
 from tui_descent.scenario.spec import OptimizerSpec
 
@@ -30,10 +32,11 @@ NORMS = {
 
 
 class ChoiceDialog(Dialog[str]):
-    """Answers with the chosen value and the options typed in the field, or with `knob:NAME` for one of `more_knobs`.
+    """Answers with the chosen value and the chosen options, or with `knob:NAME` for one of `more_knobs`.
 
     `lr` is the current learning rate, if known; `spec` is the optimizer in the scenario. If the knob itself is not
-    available, `unavailable` says why, and only `more_knobs` can be chosen.
+    available, `unavailable` says why, and only `more_knobs` can be chosen. `advised` is the value that the diagnosis
+    advises, with its place and way, as in `layer,where=mid,way=instant`; the dialog begins with it.
     """
 
     def __init__(
@@ -46,11 +49,12 @@ class ChoiceDialog(Dialog[str]):
         lr: str = "",
         spec: OptimizerSpec | None = None,
         unavailable: str = "",
+        advised: str = "",
     ) -> None:
         super().__init__()
         self._knob, self._now, self._target, self._more_knobs = KNOBS[knob], now, target, more_knobs
         self._unavailable = unavailable
-        self._lr, self._spec = lr, spec or OptimizerSpec()
+        self._lr, self._spec, self._advised = lr, spec or OptimizerSpec(), advised
 
     def compose(self) -> ComposeResult:
         """Build the dialog with the current value highlighted."""
@@ -58,40 +62,45 @@ class ChoiceDialog(Dialog[str]):
         choices = () if self._unavailable else self._knob.choices
         with Vertical(classes="dialog choice") as box:
             box.border_title = f"{self._knob.title.capitalize()}{where}".replace("[", "(")
-            options = "tab for options · " if self._knob.places else ""
-            box.border_subtitle = f"enter applies · {options}escape cancels"
+            fields = " · tab where and way" if self._knob.places else ""
+            box.border_subtitle = f"↑ ↓ or type · enter applies{fields} · escape cancels"
             rows = [Option(self._row(name), id=name) for name in choices]
             rows += [Option(Text(f"  set {KNOBS[k].title} …"), id=f"{OTHER}{k}") for k in self._more_knobs]
-            choice_list = OptionList(*rows)
-            yield choice_list
+            yield FindList(*rows)
             about = self._unavailable or self._knob.acts
             yield Static(safe(f"{about[0].upper()}{about[1:]}"), classes="dim acts", markup=False)
             if self._knob.places:
-                yield Input(max_length=60, placeholder=_options(self._knob))
-                yield Static("", classes="why", markup=False)
-            choice_list.highlighted = choices.index(self._now) if self._now in choices else 0
+                advised = parse(f"{self._knob.name}={self._advised}") if self._advised else None
+                yield ValueRow("where", self._knob.places, advised.where if advised else None)
+                yield ValueRow("way", self._knob.ways, advised.way if advised else None)
+
+    def on_mount(self) -> None:
+        """Highlight what is advised, or the current value."""
+        choices = () if self._unavailable else self._knob.choices
+        first = self._advised.partition(",")[0]
+        wanted = first if first in choices else self._now.split(" ")[0]
+        self.query_one(FindList).highlighted = choices.index(wanted) if wanted in choices else 0
+
+    def on_key(self, event: events.Key) -> None:
+        """Enter in a row of values applies, too."""
+        if event.key == "enter" and isinstance(self.focused, ValueRow):
+            event.stop()
+            self.query_one(FindList).action_select()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Answer with the chosen value."""
         self._answer(event.option.id or "")
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Answer with the highlighted value and the typed options."""
-        self._answer(self._knob.choices[self.query_one(OptionList).highlighted or 0])
-
     def _answer(self, choice: str) -> None:
-        typed = self.query_one(Input).value.replace(",", " ").split() if self._knob.places else []
-        text = ",".join([choice, *typed])
-        try:
-            parse(f"{self._knob.name}={text}") if typed else None
-        except ValueError as error:
-            self.query_one(".why", Static).update(safe(str(error)))
-            return
-        self.dismiss(text)
+        rows = zip(("where", "way"), self.query(ValueRow), strict=False)
+        options = [f"{name}={row.value}" for name, row in rows if row.value is not None]
+        is_other = choice.startswith(OTHER) or choice == "none"
+        self.dismiss(choice if is_other else ",".join([choice, *options]))
 
     def _row(self, name: str) -> Text:
-        mark = "●" if name == self._now else " "
-        return Text(f"{mark} {name:<11}{self._about(name)}", no_wrap=True, overflow="ellipsis")
+        mark = "●" if name == self._now.split(" ")[0] else " "
+        advised = "  ← advised" if name == self._advised.partition(",")[0] else ""
+        return Text(f"{mark} {name:<11}{self._about(name)}{advised}", no_wrap=True, overflow="ellipsis")
 
     def _about(self, name: str) -> str:
         if self._knob.name == "optimizer" and self._now in OPTIMIZERS:
@@ -100,8 +109,3 @@ class ChoiceDialog(Dialog[str]):
             except ValueError:  # the learning rate is not known yet
                 return OPTIMIZERS[name].title
         return {"init": INITS, "norm": NORMS}.get(self._knob.name, {}).get(name, "")
-
-
-def _options(knob: KnobSpec) -> str:
-    """The options that can be typed; if left out, the trainer picks values that suit the net."""
-    return f"where={'|'.join(knob.places)} way={'|'.join(knob.ways)}"

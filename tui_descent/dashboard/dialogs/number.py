@@ -22,14 +22,20 @@ class NumberDialog(Dialog[str]):
     """Answers with the typed text.
 
     If `check` raises `ValueError` for it, the dialog shows the reason and stays open. `result` says what the typed text
-    would do, while it is being typed.
+    would do, while it is being typed. With several `fields`, their texts are joined by slashes.
     """
 
     def __init__(
-        self, title: str, hint: str, check: Callable[[str], object], result: Callable[[str], str] | None = None
+        self,
+        title: str,
+        hint: str,
+        check: Callable[[str], object],
+        result: Callable[[str], str] | None = None,
+        *,
+        fields: tuple[str, ...] = ("",),
     ) -> None:
         super().__init__()
-        self._title, self._hint, self._check, self._result = title, hint, check, result
+        self._title, self._hint, self._check, self._result, self._fields = title, hint, check, result, fields
 
     def compose(self) -> ComposeResult:
         """The hint, the input field, and room for an error."""
@@ -37,7 +43,10 @@ class NumberDialog(Dialog[str]):
             box.border_title = self._title
             box.border_subtitle = "enter applies · escape cancels"
             yield Static(self._hint, classes="dim", markup=False)
-            yield Input(max_length=40)
+            for name in self._fields:
+                if name:
+                    yield Static(name, classes="dim", markup=False)
+                yield Input(max_length=40)
             yield Static("", classes="why", markup=False)
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -45,21 +54,33 @@ class NumberDialog(Dialog[str]):
         if self._result is None:
             return
         try:
-            self._check(event.value.strip())
-            text = self._result(event.value.strip())
+            self._check(self._text())
+            text = self._result(self._text())
         except ValueError:
             text = ""
         self.query_one(".why", Static).update(safe(text))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Check the text; close if it is valid."""
-        text = event.value.strip()
+        """Check the text; close if it is valid. With several fields, go on to the next empty one."""
+        empty = [field for field in self.query(Input) if not field.value.strip()]
+        if empty and len(self._fields) > 1:
+            empty[0].focus()
+            return
+        text = self._text()
         try:
             self._check(text)
         except ValueError as error:
             self.query_one(".why", Static).update(safe(str(error)))
             return
         self.dismiss(text)
+
+    def _text(self) -> str:
+        """The typed text; that of several fields joined by slashes."""
+        return "/".join(field.value.strip() for field in self.query(Input))
+
+
+def _field_names(kind: str) -> tuple[str, ...]:
+    return ("first (of the gradient)", "second (of its square)") if kind == "pair" else ("",)
 
 
 def knob_dialog(knob: str, now: str, rates: Mapping[str, Sequence[float]] | None = None) -> NumberDialog:
@@ -71,7 +92,13 @@ def knob_dialog(knob: str, now: str, rates: Mapping[str, Sequence[float]] | None
     now = all_rates_text(rates) if rates else now
     hint = f"now {safe(now or '…', 60)}; allowed: {row.values}"
     result = functools.partial(_scaled_rates, rates) if rates else None
-    return NumberDialog(row.title.capitalize(), hint, lambda text: check(TurnKnob(knob=knob, value=text)), result)
+    return NumberDialog(
+        row.title.capitalize(),
+        hint,
+        lambda text: check(TurnKnob(knob=knob, value=text)),
+        result,
+        fields=_field_names(row.kind),
+    )
 
 
 def _scaled_rates(rates: Mapping[str, Sequence[float]], text: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -16,6 +16,7 @@ from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.charts import braille
 from tui_descent.dashboard.charts.axis import Axis
 from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.dialogs.fields import FindList
 from tui_descent.dashboard.text.line import merge_segments
 from tui_descent.dashboard.text.numbers import axis_step, plural
 from tui_descent.dashboard.text.safe_text import safe
@@ -25,6 +26,8 @@ from tui_descent.scenario.knobs import KNOBS, parse, spec_of
 from tui_descent.scenario.spec import ScheduleSpec
 
 GUTTER = 9
+# The parameters of all schedules, in the order of their fields.
+PARAMETERS = ("warmup", "start", "every", "gamma", "patience", "decay", "floor")
 REFRESH_S = 0.25
 
 
@@ -55,15 +58,20 @@ class ScheduleDialog(Dialog[TurnKnob]):
         return _number(self._bridge.history.knobs.get("lr", "")) if self._now == "constant" else None
 
     def compose(self) -> ComposeResult:
-        """The list of schedules, the curve of the highlighted one, and a field for its parameters."""
+        """The list of schedules, the curve of the highlighted one, and a field for each of its parameters."""
         choices = KNOBS["schedule"].choices
         with Vertical(classes="dialog schedule") as box:
-            box.border_subtitle = "enter applies · tab for parameters · escape cancels"
-            names = OptionList(*(Option(self._row(name), id=name) for name in choices))
+            box.border_subtitle = "↑ ↓ or type · tab parameters · enter applies · escape cancels"
+            names = FindList(*(Option(self._row(name), id=name) for name in choices))
             yield names
             yield Static("", id="curve")
             yield Static("", id="about", classes="dim", markup=False)
-            yield Input(max_length=80)
+            with Horizontal(classes="parameters"):
+                for name in PARAMETERS:
+                    with Horizontal(id=f"parameter-{name}"):
+                        yield Static(f"{name} ", markup=False)
+                        yield Input(max_length=8, compact=True, id=f"value-{name}")
+                yield Static("no parameters", id="no-parameters", classes="dim")
             yield Static("", classes="why", markup=False)
             names.highlighted = choices.index(self._now) if self._now in choices else 0
 
@@ -80,9 +88,11 @@ class ScheduleDialog(Dialog[TurnKnob]):
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """Show the highlighted schedule's curve and parameters."""
         takes = schedules.FIELDS[self._chosen()]
-        field = self.query_one(Input)
-        field.disabled = not takes
-        field.placeholder = ", ".join(f"{name}={value:g}" for name, value in takes.items()) or "no parameters"
+        for name in PARAMETERS:
+            self.query_one(f"#parameter-{name}").display = name in takes
+            if name in takes:
+                self.query_one(f"#value-{name}", Input).placeholder = f"{takes[name]:g}"
+        self.query_one("#no-parameters").display = not takes
         self._draw()
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -114,8 +124,9 @@ class ScheduleDialog(Dialog[TurnKnob]):
 
     def _choice(self) -> tuple[TurnKnob, ScheduleSpec]:
         """Raises `ValueError` for a wrong parameter, or if the remaining steps are too few for the schedule."""
-        typed = "" if self.query_one(Input).disabled else self.query_one(Input).value
-        turn = parse(",".join([f"schedule={self._chosen()}", *typed.replace(",", " ").split()]))
+        fields = {name: self.query_one(f"#value-{name}", Input) for name in schedules.FIELDS[self._chosen()]}
+        typed = [f"{name}={value}" for name, field in fields.items() if (value := field.value.strip())]
+        turn = parse(",".join([f"schedule={self._chosen()}", *typed]))
         spec: ScheduleSpec = spec_of(turn)
         for field, wrong in schedules.problems(spec, self._remaining, whole="the remaining steps"):
             raise ValueError(f"{field}: {wrong}")

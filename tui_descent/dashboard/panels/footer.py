@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from rich.cells import cell_len, set_cell_size
+from textual.events import Click
+from textual.message import Message
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
@@ -35,6 +37,19 @@ CLAUSES_SHARE = 0.4
 
 class FooterPanel(Panel, can_focus=False):
     """Three rows, always visible."""
+
+    class EntryClicked(Message):
+        """An entry of the knob line was clicked. `shown` are its keys as the line shows them."""
+
+        def __init__(self, shown: str) -> None:
+            super().__init__()
+            self.shown = shown
+
+    def on_click(self, event: Click) -> None:
+        """Act as the key of the clicked entry."""
+        if (shown := event.style.meta.get("entry")) is not None:
+            event.stop()
+            self.post_message(self.EntryClicked(shown))
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         word, style, text, text_style = diagnosis_line(view)

@@ -56,8 +56,9 @@ def knob_line(view: View, width: int) -> Line:
     for key in keys:
         if key in shown:
             line.add("  " if line.width > 1 else "")
+            click = Style.from_meta({"entry": key})
             for text, style in shown[key]:
-                line.add(text, style)
+                line.add(text, style + click)
     return line
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from rich.style import Style
+from textual.events import Click
+from textual.message import Message
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
@@ -28,6 +30,13 @@ class LayerBarsPanel(Panel):
     min_interval_s = SLOW_S
     metric: ClassVar[str] = ""
 
+    class LayerClicked(Message):
+        """A layer's name was clicked."""
+
+        def __init__(self, layer: int) -> None:
+            super().__init__()
+            self.layer = layer
+
     def depends_on(self, view: View) -> object:
         """The newest reading."""
         return reading_key(view), view.selected, view.connected, view.history.state.state
@@ -41,6 +50,12 @@ class LayerBarsPanel(Panel):
         values = [*values, *[None] * (len(view.layers) - len(values))]
         self.fit_scale(view, values)
         return [self.bar(view, layer, values[layer], width).to_strip(width) for layer in rows_of(view, height)]
+
+    def on_click(self, event: Click) -> None:
+        """Select the layer whose name was clicked; a second click opens its readings."""
+        if (layer := event.style.meta.get("layer")) is not None:
+            event.stop()
+            self.post_message(self.LayerClicked(layer))
 
     def fit_scale(self, view: View, values: list[float | None]) -> None:
         """Adapt the scale to all values. Called before the bars are drawn."""
@@ -107,9 +122,9 @@ def bar_line(
     names = label_width(view, width)
     chosen = layer == view.selected
     line = Line().add("▸" if chosen else " ", colours.NAME)
-    line.fit(
-        layer_labels(view.layers, max(4, width // 4))[layer], names, colours.BRIGHT if chosen else colours.DIM
-    ).add(" ")
+    click = Style.from_meta({"layer": layer})
+    label = layer_labels(view.layers, max(4, width // 4))[layer]
+    line.fit(label, names, (colours.BRIGHT if chosen else colours.DIM) + click).add(" ")
     room = bar_room(view, width)
     drawn, at = _bar(share, room).ljust(room), 0
     for column in sorted(ticks):

@@ -45,7 +45,7 @@ class LossPanel(Panel):
     def heading(self, view: View) -> tuple[str, str]:
         span = f"last {RECENT_STEPS}+ steps" if view.recent else "whole run"
         return (
-            f"Loss  {scale_words(view, self._axis)}  [dim]{span}[/dim] [bold $primary]t[/]",
+            f"Loss  {scale_words(view, self._axis)}  [@click=app.press('t')][dim]{span}[/dim] [bold $primary]t[/][/]",
             f"{colours.band_sample()} raw  [$primary]━[/] smooth{'  ○ held-out' if view.history.evaluations else ''}",
         )
 

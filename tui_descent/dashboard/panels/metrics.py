@@ -46,7 +46,7 @@ class MetricsPanel(Panel):
 
     def heading(self, view: View) -> tuple[str, str]:
         span = f"last {RECENT_STEPS}+ steps" if view.recent else "whole run"
-        return f"Metrics  [dim]{span}[/dim] [bold $primary]t[/]", self._hidden
+        return f"Metrics  [@click=app.press('t')][dim]{span}[/dim] [bold $primary]t[/][/]", self._hidden
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         history = view.history.metrics.get(view.history.segment)

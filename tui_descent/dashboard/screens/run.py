@@ -29,6 +29,7 @@ from tui_descent.dashboard.panels.events import EventsPanel
 from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
+from tui_descent.dashboard.panels.layer_bars import LayerBarsPanel
 from tui_descent.dashboard.panels.loss_chart import LossPanel
 from tui_descent.dashboard.panels.metrics import MetricsPanel
 from tui_descent.dashboard.panels.output import OutputPanel
@@ -368,6 +369,31 @@ class RunScreen(Screen[None]):
         }
         self.set_focus(self.query_one(scrolls[view]) if view in scrolls else None)
 
+    def show_next_view(self) -> None:
+        """Switch to the view after the current one."""
+        names = list(VIEWS)
+        shown = next((n for n, name in enumerate(names) if self.has_class(f"view-{name}")), -1)
+        self.show_view(names[(shown + 1) % len(names)])
+
+    def on_layer_bars_panel_layer_clicked(self, event: LayerBarsPanel.LayerClicked) -> None:
+        """Select a layer that was clicked; a second click opens its readings."""
+        if self.view.selected == event.layer:
+            self.open_layer()
+        else:
+            self.view = replace(self.view, selected=event.layer)
+
+    def on_mouse_scroll_down(self) -> None:
+        self.scroll_focused(-3)
+
+    def on_mouse_scroll_up(self) -> None:
+        self.scroll_focused(3)
+
+    def scroll_focused(self, rows: int) -> None:
+        """Scroll the panel that scrolls in this view, if there is one."""
+        if isinstance(self.focused, SCROLLING):
+            self.focused.scroll_by(rows)
+            self._drawn = None
+
     def show_story(self) -> None:
         """Open the story; if it is open, switch the questions for predictions on or off."""
         if not self.has_class(f"view-{STORY}"):
@@ -411,7 +437,7 @@ class RunScreen(Screen[None]):
             selected = (count - 1 if up < 0 else 0) if now is None else min(max(now + up, 0), count - 1)
             self.view = replace(self.view, selected=selected)
 
-    def clear_selection(self) -> None:
+    def deselect_layer(self) -> None:
         """Clear the selection. Knobs then act on the whole net."""
         if self.has_class("zoomed"):
             self._unzoom()
