@@ -26,8 +26,8 @@ INITS = {
 }
 NORMS = {
     "none": "no normalisation",
-    "layer": "LayerNorm: mean 0 and variance 1 over the features",
-    "rms": "RMSNorm: root mean square 1 over the features",
+    "layer": "LayerNorm: mean 0 and variance 1 per sample",
+    "rms": "RMSNorm: root mean square 1 per sample",
 }
 
 
