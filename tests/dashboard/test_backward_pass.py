@@ -81,7 +81,7 @@ def test_an_unknown_factor_counts_as_one() -> None:
 def test_formula_and_explanations_follow_the_order_of_the_parts(
     norm: str, where: str, skip: bool, formula: str, order: list[str]
 ) -> None:
-    parts = BlockParts("silu", norm, where, skip)
+    parts = BlockParts("silu", norm, where, skip)  # silu has the longest slope
     assert parts.formula() == f"∂L/∂in = {formula}, δ = ∂L/∂out"
     assert [symbol for symbol, _ in parts.explanations()] == order
     assert all(len(text) <= 70 for _, text in parts.explanations()), "has to fit a screen of 80 columns"
