@@ -47,6 +47,7 @@ case(
     "No watched optimizer holds 2 of 3 layers: no updates.",
     "untrained parameters", "4", absent=2.0, layers=3.0, foreign=0.0,
 )  # fmt: skip
+case("nll_loss gives -0.629: pass it log-probabilities.", "no log-softmax", loss=-0.629)
 case("No weight of optimizer g gets a gradient: is it detached?", "no gradient", updates=5.0, optimizer="g")
 case("No parameter has a gradient when the optimizer makes its step.", "no gradient", updates=3.0)
 case("Weights of fc1 start at 0: its units learn the same.", "equal weights", "fc1", start="at 0", layers=2.0)

@@ -336,6 +336,7 @@ FAULTS: dict[str, tuple[Loop, str, str | None]] = {
         "no update",
         "embedding",
     ),
+    "nll of logits": (Loop(mlp, loss=lambda net, x, y: F.nll_loss(net(x), y)), "no log-softmax", None),
     "equal weights": (Loop(lambda: filled(mlp(), 0.1)), "equal weights", "0"),
     "equal weights in a conv net": (Loop(lambda: filled(conv(), 0.05), batch=images), "equal weights", "0"),
     "not cleared": (Loop(mlp, clear=nothing), "gradients not cleared", "4"),

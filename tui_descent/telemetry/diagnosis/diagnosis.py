@@ -64,6 +64,7 @@ CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
 STEPS_TO_CHECK = 5  # after an intervention, until all facts about the wiring have been checked again
 # The mean of so many losses is a run's first loss, unless it is above the very first one by the share LEAPT.
 FIRST_STEPS, LEAPT = 3, 1.0
+NEAR_GUESS = 0.03  # a loss this close to ln(classes) is that of a guess
 SHOWN_LOSSES = 20  # a sentence has the mean of so many losses, like the line of the loss chart
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
@@ -489,6 +490,8 @@ class Diagnosis:
                 shown["only_biases"] = 1.0
             elif name == "dead units" and not shares and f.silent_row is not None:
                 row, shown["no_gradient"] = f.silent_row, 1.0
+        if name == "plateau" and self.context.classes is not None and abs(f.now - f.guess) < NEAR_GUESS * f.guess:
+            shown["guess"] = f.guess
         if name == "weights decaying" and f.decay_share is not None and (f.kept is None or f.kept > SHRUNK):
             shown["decay"] = f.decay_share
         if name == "rate too large" and self._largest_update is not None and self._largest_update[0] > LARGE_UPDATE:

@@ -185,6 +185,7 @@ SATURATED_BY = "{share:.0%} of {layer}'s outputs are saturated by {why}."
 BY_SCHEDULE = "The schedule cut the rate to {rate:.2g}: change the schedule."
 RISEN_AGAIN = "Loss rose from {before:.3g} to {loss:.3g}."
 NOT_HELPED = "{tried} has not helped; loss {loss:.3g}."
+STUCK_AT_GUESS = "Loss stuck at {loss:.3g}, that of a guess: check labels and inputs."
 STUCK_CHECK = "Loss stuck at {loss:.3g}; gradients arrive: check data, labels, loss."
 STUCK_AT = "Loss stuck at {loss:.3g}."
 FLAT = "Flat at {loss:.3g}: a minimum or a saddle? Press 5 for the curvature."
@@ -227,6 +228,8 @@ def words(finding: Finding) -> str:
         template = BY_SCHEDULE
     elif name == "not clear" and "before" in evidence:
         template = RISEN_AGAIN
+    elif name == "plateau" and not finding.advice and evidence.get("guess"):
+        template = STUCK_AT_GUESS
     elif name == "plateau" and not evidence.get("arrives"):
         template = STUCK_AT
     elif name == "plateau" and not finding.advice:

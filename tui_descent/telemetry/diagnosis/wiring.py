@@ -153,6 +153,17 @@ RULES: tuple[Rule, ...] = (
         useless="another optimizer or rate",
     ),
     Rule(
+        finding="no log-softmax",
+        kind="wiring",
+        condition="nll_loss, whose input comes from no log-softmax, gives a negative loss; a log-probability is never "
+        "above 0, so the input is none",
+        threshold="a loss below 0",
+        sentence="nll_loss gives {loss:.3g}: pass it log-probabilities.",
+        check="Print the net's output: the numbers of a row are not the logarithms of probabilities.",
+        helps="log_softmax before nll_loss, or cross_entropy on the logits",
+        useless="any knob: the loss falls without limit",
+    ),
+    Rule(
         finding="batch norm of one sample",
         kind="wiring",
         condition="a batch norm in training mode gets a batch of one sample, in 2 measured steps in a row",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -47,15 +48,18 @@ def _is_matrix(w: WatchedLayer) -> bool:
 
 @torch.no_grad()
 def _value(weight: nn.Parameter) -> float | None:
-    """The value that all numbers of a weight have, if there is one."""
+    """The value that all numbers of a weight have; NaN if only its rows (units) are equal, None if they differ.
+
+    A run that was entered after its first update has equal rows, whose numbers differ.
+    """
     numbers = plain(weight)
     if numbers is None or numbers.is_complex() or numbers.numel() < 2:
         return None
-    flat = numbers.reshape(-1)
-    if not torch.equal(flat[: 1 << 10], flat[:1].expand(min(len(flat), 1 << 10))):
+    rows = numbers.flatten(1)
+    if not torch.equal(rows[0], rows[1]) or not torch.equal(rows, rows[:1].expand_as(rows)):
         return None  # the usual case
-    low, high = (float(end) for end in flat.aminmax())
-    return low if low == high else None
+    low, high = (float(end) for end in rows[0].aminmax())
+    return low if low == high else math.nan
 
 
 @torch.no_grad()

@@ -28,11 +28,13 @@ class LossFacts:
     def __init__(self, facts: Facts, progress: Progress) -> None:
         self._facts, self._progress = facts, progress
         self._observed = False  # whether `LoopObserved` was sent
+        self._is_nll = False  # whether the loss is `nll_loss` of something that no log-softmax has made
 
     def observe(self, loss: object, ends: NetEnds) -> None:
         """Called at `run.step(loss)`. `ends` has measured what comes out of the net."""
         if self._observed:
             self._withdraw(loss)
+            self._check_nll(loss)
             return
         self._observed = True
         graph = read_loss_graph(loss) if isinstance(loss, Tensor) else LossGraph()
@@ -41,10 +43,18 @@ class LossFacts:
                 **self._progress.place, loss_function=graph.loss_function, classes=graph.classes, batch=ends.batch
             )
         )
+        self._is_nll = graph.loss_function == "nll" and graph.gets is None
+        self._check_nll(loss)
         if graph.takes is not None and graph.gets is not None:
             self._facts.found("softmax twice", None, {"takes": graph.takes, "gets": graph.gets})
         elif not isinstance(loss, Tensor) or loss.grad_fn is None:
             self._ask(loss, ends)
+
+    def _check_nll(self, loss: object) -> None:
+        """`nll_loss` of log-probabilities is never negative, because no probability is above 1."""
+        if self._is_nll and (value := _number(loss)) is not None and value < 0:
+            self._is_nll = False
+            self._facts.found("no log-softmax", None, {"loss": value}, keep=True)
 
     def _ask(self, loss: object, ends: NetEnds) -> None:
         """Ask whether a softmax or sigmoid is applied twice, if the net ends in one and the first loss looks like it.
