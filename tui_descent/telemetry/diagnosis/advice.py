@@ -72,7 +72,7 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
             *(residual if deep else []),
             *adam,
             *([] if large or usual else [faster]),
-            *([] if deep else residual),
+            *([] if deep or usual else residual),
         ],
         "saddle": [faster, *adam],
         # Another optimizer is not advised here: its learning rate is converted from the current one, so it would be too
