@@ -295,7 +295,9 @@ def test_a_terminal_without_utf8_gets_its_own_characters_even_if_stderr_is_elsew
     assert "f?nf" not in text
     assert "\\u" not in text
     assert "+- " in text, "the panels have borders"
-    shown = terminal.text()
+    screen = pyte.Screen(80, 24)  # the terminal's own screen decodes UTF-8
+    pyte.Stream(screen).feed(bytes(terminal.raw).decode(encoding))
+    shown = "\n".join(screen.display)
     assert ("f\xfcnf -> l" if encoding == "latin-1" else "funf > l").replace("->", ">") in shown
     terminal.press("q")
     terminal.wait("stay")

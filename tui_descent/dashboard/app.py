@@ -194,7 +194,8 @@ def run_dashboard(
     if ended is not None:
         if ended.log_path is not None or ended.status == "failed" or script:
             print_end(ended, log_path if script else None)
-        print_summary(app.bridge.history)
+        if app.bridge.history.started is not None:  # otherwise the reason above says it all
+            print_summary(app.bridge.history)
     elif code == EXIT_CODES["lost"] and trouble:
         print_trouble(trouble, log_path if script and keeper_gone() else None)
     code = code if code is not None else app.return_code or 0
