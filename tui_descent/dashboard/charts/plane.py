@@ -59,10 +59,11 @@ def with_axes(picture: Picture, across: Axis, up: Axis, width: int) -> list[Stri
     """
     numbers = up.labels(picture.rows, width=GUTTER - 1) if picture.rows and _has_numbers(up) else {}
     rows = numbered_rows(picture.segments(), numbers, GUTTER, width)
-    return [*rows, _numbers(across, picture.columns).to_strip(width)]
+    return [*rows, numbers_below(across, picture.columns).to_strip(width)]
 
 
-def _numbers(across: Axis, columns: int) -> Line:
+def numbers_below(across: Axis, columns: int) -> Line:
+    """The row with the numbers of a horizontal axis, below a picture with this many columns."""
     line = Line().add(" " * GUTTER)
     if columns < 2 or not _has_numbers(across):
         return line

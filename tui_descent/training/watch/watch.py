@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -32,6 +32,7 @@ from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import Noted, RunEnded, RunStarted, Status
 from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
+from tui_descent.training.probes.lens_probe import LensProbe
 from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.progress import Progress
 from tui_descent.training.run_description import about_user_loop, position, started
@@ -86,6 +87,7 @@ class Watch:
         replay: ReplayableBatch | None = None,
         curvature: CurvatureProbe | None = None,
         task: TaskProbe | None = None,
+        probe: Callable[[], Tensor] | None = None,
         is_scenario: bool = False,
         state: Iterable[HoldsState] = (),
     ) -> None:
@@ -105,6 +107,7 @@ class Watch:
         self._wiring = wiring = Wiring(model, steering, layers, progress, self.failures, is_scenario=is_scenario)
         replayed = None if replay is None else replay.replay_forward
         self._search = search = FaultSearch(model, self.failures, replay=replayed, muted=steering.muted)
+        self._lens = LensProbe(model, self._order, sampler, self.failures, probe)
         self.control = Control(
             progress,
             steering,
@@ -114,6 +117,7 @@ class Watch:
             undo_stack=_undo_stack(link, steering, tuple(state), is_scenario=is_scenario),
             curvature=curvature,
             task=task,
+            lens=self._lens,
             evaluation=evaluate,
             on_fault=on_fault,
             explain=search.explain,
@@ -203,6 +207,7 @@ class Watch:
         self._hooks.detach()
         self._wiring.stop()
         self._order.stop()
+        self._lens.stop()
         self.steering.close()
 
     def loss(self, loss: Tensor | float, *, batch: object = None) -> bool:
