@@ -59,11 +59,10 @@ def with_axes(picture: Picture, across: Axis, up: Axis, width: int) -> list[Stri
     """
     numbers = up.labels(picture.rows, width=GUTTER - 1) if picture.rows and _has_numbers(up) else {}
     rows = numbered_rows(picture.segments(), numbers, GUTTER, width)
-    return [*rows, numbers_below(across, picture.columns).to_strip(width)]
+    return [*rows, _numbers(across, picture.columns).to_strip(width)]
 
 
-def numbers_below(across: Axis, columns: int) -> Line:
-    """The row with the numbers of a horizontal axis, below a picture with this many columns."""
+def _numbers(across: Axis, columns: int) -> Line:
     line = Line().add(" " * GUTTER)
     if columns < 2 or not _has_numbers(across):
         return line

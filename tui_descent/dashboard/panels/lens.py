@@ -16,6 +16,7 @@ from tui_descent.dashboard.text.numbers import plural, with_commas
 from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.dashboard.view import Nudge, View
 from tui_descent.protocol.events import LensTaken
+from tui_descent.protocol.layer_names import in_words
 
 LEAST_H, MOST_H = 2.0**-46, 16.0
 DEFAULT_LIMIT = 4.0  # of the axis, if there is no histogram
@@ -47,7 +48,7 @@ class LensPanel(Panel):
 
     def heading(self, view: View) -> tuple[str, str]:
         f, slope = lens.legend()
-        return f"Activation lens  {f}  {slope}", "↑ ↓ layer  a activation"
+        return f"Activation lens  {f}  {slope}", "bars: z, dark where f′ ≈ 0  ↑ ↓ layer"
 
     def depends_on(self, view: View) -> object:
         """The newest counts of the selected layer."""
@@ -79,7 +80,8 @@ class NudgePanel(Panel):
     )
 
     def heading(self, view: View) -> tuple[str, str]:
-        return "Nudge: secant and tangent", "← → x  ( ) h"
+        secant, tangent = lens.nudge_legend()
+        return f"Nudge {secant} {tangent}", "← → x  ( ) h"
 
     def depends_on(self, view: View) -> object:
         """The activation, x and h."""
@@ -104,7 +106,7 @@ def _inside(view: View) -> Nudge:
 def _numbers(taken: LensTaken, function: ActivationFunction, width: int) -> Strip:
     """The row of numbers above the picture."""
     line = Line().add(f" step {with_commas(taken.step)}  ", colours.DIM)
-    line.add(shorten(safe(taken.layer, 200), 24), colours.NAME).add("  ")
+    line.add(shorten(safe(in_words(taken.layer), 200), 24), colours.NAME).add("  ")
     line.add(name_of(taken.parts) if function.known else safe(taken.kind), colours.BRIGHT)
     histogram = taken.histogram
     if histogram is None:

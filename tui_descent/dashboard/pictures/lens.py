@@ -11,7 +11,7 @@ from textual.strip import Strip
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.activation_functions import ActivationFunction
 from tui_descent.dashboard.charts.axis import Axis, numbered_rows
-from tui_descent.dashboard.charts.plane import GUTTER, numbers_below
+from tui_descent.dashboard.charts.plane import GUTTER
 from tui_descent.dashboard.charts.raster import Raster, Rgb
 from tui_descent.dashboard.panels.panel import notice
 from tui_descent.dashboard.text.line import Line
@@ -27,11 +27,17 @@ PLAIN_LEVEL = 12  # the palette's level of bars whose f′ is not known
 LEAST_ERROR = 1e-17
 H_DECADES = -13, 1  # the axis of h in the plot of the errors
 ERROR_GUTTER = 6
+TICK_APART = 9  # the least number of columns between two numbers of the z axis
 
 
 def legend() -> tuple[str, str]:
     """The colours of f and f′, as Textual markup."""
     return f"[{_hex(F)}]━ f(z)[/]", f"[{_hex(SLOPE)}]━ f′(z)[/]"
+
+
+def nudge_legend() -> tuple[str, str]:
+    """The colours of the secant and the tangent, as Textual markup."""
+    return f"[{_hex(SECANT)}]━ secant[/]", f"[{_hex(SLOPE)}]━ tangent[/]"
 
 
 def draw(taken: LensTaken, function: ActivationFunction, nudge: Nudge, width: int, height: int) -> list[Strip]:
@@ -48,7 +54,7 @@ def draw(taken: LensTaken, function: ActivationFunction, nudge: Nudge, width: in
     else:
         rows = notice([(f"no formula for {taken.kind}" * taken.kind.isidentifier(), colours.DIM)], width, above)
         rows += [Line().to_strip(width)] * (above - len(rows))
-    rows.append(numbers_below(Axis(-limit, limit, False), columns).to_strip(width))
+    rows.append(_z_axis(limit, columns).to_strip(width))
     if histogram is None:
         return rows + notice([(taken.reason, colours.DIM)], width, below)
     return rows + _bars(function, histogram, columns, below, width)
@@ -121,6 +127,18 @@ def _curves(
     mark(nudge.x, function.slope(nudge.x), "●")
     mark(nudge.x, function.value(nudge.x), "●")
     return numbered_rows([raster.segments(y) for y in range(rows)], up.labels(rows, width=GUTTER - 1), GUTTER, width)
+
+
+def _z_axis(limit: float, columns: int) -> Line:
+    """The numbers of the z axis: halves, quarters and so on of its limit, which is a power of two."""
+    parts = next((n for n in (16, 8, 4, 2) if columns >= n * TICK_APART), 2)
+    line = Line().add(f"{'z':>{GUTTER - 1}}", colours.DIM)
+    for n in range(1, parts):
+        text = f"{(2 * n / parts - 1) * limit:g}"
+        start = GUTTER + n * columns // parts - len(text) // 2
+        if line.width < start:
+            line.pad_to(start).add(text, colours.DIM)
+    return line
 
 
 def _bars(function: ActivationFunction, histogram: Histogram, columns: int, rows: int, width: int) -> list[Strip]:
