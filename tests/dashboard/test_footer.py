@@ -245,7 +245,7 @@ def test_an_ended_run_keeps_its_last_diagnosis(
     assert verdict_of_ended(history) == said
     answered = Exchange(command=Resume(), reply=CommandDone(segment=0, step=5, client=7, request=3, what="resume"))
     rows = [row.text.rstrip() for row in FooterPanel().draw(View(history=history, exchange=answered), 80, 3)]
-    assert (rows[1] == f" diagnosis  {said[0]}  {said[1]}") == bool(said[0])
+    assert (rows[1] == f" {said[0]}  {said[1]}") == bool(said[0])
     refused = View(history=history, exchange=Exchange(refusal="the run is over"))
     assert FooterPanel().draw(refused, 80, 3)[1].text.rstrip().endswith("the run is over")
     print_summary(history)

@@ -35,7 +35,7 @@ def run_events(last: int = 40) -> list[AnyEvent]:
 def test_bars_of_frozen_and_unused_layers_have_a_word() -> None:
     for panel in (GradientsPanel(), UpdatesPanel()):
         rows = [strip.text for strip in panel.draw(view(run_events()), 60, 4)]
-        assert [("frozen" in row, "unused" in row) for row in rows] == [
+        assert [("frozen" in row, "no grad" in row) for row in rows] == [
             (False, False), (False, True), (True, False), (False, False),
         ]  # fmt: skip
         assert "█" not in rows[1] + rows[2]
@@ -44,7 +44,7 @@ def test_bars_of_frozen_and_unused_layers_have_a_word() -> None:
 
 def test_heatmap_rows_of_frozen_and_unused_layers_have_a_word() -> None:
     rows = [strip.text for strip in HeatmapPanel().draw(view(run_events()), 80, 4)]
-    assert [("frozen" in row, "unused" in row) for row in rows] == [
+    assert [("frozen" in row, "no grad" in row) for row in rows] == [
         (False, False), (False, True), (True, False), (False, False),
     ]  # fmt: skip
 

@@ -251,7 +251,7 @@ def test_a_watch_in_a_child_process_is_reported_plainly(executed: dict[str, Outc
 def test_a_framework_that_catches_the_stop_has_obeyed(executed: dict[str, Outcome]) -> None:
     outcome = executed["in a framework"]
     assert (outcome.code, outcome.ended["status"], outcome.ended["step"]) == (3, "diverged", 8)
-    assert outcome.ended["reason"] == "loss is nan at step 8: the weight of 0 is nan, before the update"
+    assert outcome.ended["reason"] == "loss is nan at step 8: the weight of layer 0 is nan, before the update"
     assert outcome.losses == executed["good"].losses[:8]
     assert outcome.stderr.splitlines()[:2] == ["  | saving after StopRun", "  | the script goes on"]
 

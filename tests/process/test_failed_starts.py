@@ -164,7 +164,7 @@ def test_a_keeper_that_ends_while_it_starts_is_an_error_of_one_line(
     name, folder = new_run("dead")
     launch = Launch(run=name, name="dead", folder=str(folder), socket=str(socket_path(name)), attended=True)
     launch.write()
-    assert cli._dashboard(launch) == 2
+    assert cli._dashboard(launch) == (2, "quit")
     (line,) = capsys.readouterr().err.splitlines()
     why = {"exit 3": "exit code 3", "kill -9 $$": "signal 9"}.get(how, "no memory")
     assert line == f"tui-descent: the run's keeper ended while it was starting: {why}"

@@ -295,7 +295,7 @@ def test_a_terminal_without_utf8_gets_its_own_characters_even_if_stderr_is_elsew
     assert "f?nf" not in text
     assert "\\u" not in text
     assert "+- " in text, "the panels have borders"
-    shown = bytes(terminal.raw).decode(encoding)
+    shown = terminal.text()
     assert ("f\xfcnf -> l" if encoding == "latin-1" else "funf > l").replace("->", ">") in shown
     terminal.press("q")
     terminal.wait("stay")

@@ -60,13 +60,13 @@ class View:
         return self.history.layers
 
     def idle(self, layer: int) -> str:
-        """`frozen`, `unused` or `n/a` for a layer without a gradient in the newest reading; empty for other layers.
+        """`frozen`, `no grad` or `n/a` for a layer without a gradient in the newest reading; empty for other layers.
 
         `n/a` means that a layer is not measured.
         """
         statuses = self.history.readings.statuses if self.history.readings else []
         status = statuses[layer] if layer < len(statuses) else "used"
-        return {"used": "", "not measured": "n/a"}.get(status, status)
+        return {"used": "", "not measured": "n/a", "unused": "no grad"}.get(status, status)
 
     @property
     def has_steps(self) -> bool:

@@ -288,9 +288,19 @@ KEYS: tuple[KeyBinding, ...] = (
     KeyBinding("→", ("right",), "x right", "activation lens (view 9): move x to the right", "nudge"),
     KeyBinding("(", ("left_parenthesis",), "halve h", "activation lens (view 9): halve the distance h", "nudge"),
     KeyBinding(")", ("right_parenthesis",), "double h", "activation lens (view 9): double the distance h", "nudge"),
-    KeyBinding("enter", ("enter",), "one layer", "show all readings of the selected layer", "open_layer"),
     KeyBinding(
-        "escape", ("escape",), "whole net", "clear the selection; knobs then act on the whole net", "clear_selection"
+        "enter",
+        ("enter",),
+        "one layer",
+        "show all readings of the selected layer; in view 4, step through the backward pass",
+        "open_layer",
+    ),
+    KeyBinding(
+        "escape",
+        ("escape",),
+        "whole net",
+        "clear the selection, knobs then act on the whole net; in view 4, leave the steps of the backward pass",
+        "clear_selection",
     ),
     KeyBinding(
         "ctrl+z", ("ctrl+z",), "suspend", "return to the shell; the command fg brings the dashboard back", "suspend"

@@ -174,13 +174,8 @@ class History:
                 self.ledger = event
             case CurvatureTaken():
                 self._add_curvature(event)
-            case TaskTaken():
-                self.task = event
-            case LensTaken():
-                self.lens.pop(event.asked, None)
-                self.lens[event.asked] = event
-                if len(self.lens) > MAX_LENSES:
-                    self.lens.pop(next(iter(self.lens)))
+            case TaskTaken() | LensTaken():
+                self._add_picture(event)
             case RangeTestCompleted():
                 self.swept = event
                 self._log(event)
@@ -319,6 +314,15 @@ class History:
             known.pop()  # logged again in the same step: the newest value counts
         known.append(event)
         self.evaluations = thinned(known, MAX_ENTRIES)
+
+    def _add_picture(self, event: TaskTaken | LensTaken) -> None:
+        if isinstance(event, TaskTaken):
+            self.task = event
+            return
+        self.lens.pop(event.asked, None)
+        self.lens[event.asked] = event
+        if len(self.lens) > MAX_LENSES:
+            self.lens.pop(next(iter(self.lens)))
 
     def _add_curvature(self, event: CurvatureTaken) -> None:
         kept = self.curvatures

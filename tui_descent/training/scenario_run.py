@@ -150,7 +150,6 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
             at_steps=launch.curvature_at,
             watched=launch.curvature,
         ),
-        probe=setup.probe,
         task=TaskProbe(setup.model, lambda: painter_of(setup), sampler),
         is_scenario=True,
     )

@@ -233,7 +233,7 @@ def rate_that_an_int_made_zero(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=int(1e-2)), wave(), F.mse_loss)
 
 
-@loop_with("wiring", "rate zero", also="healthy", since=70, steps=130)
+@loop_with("wiring", "rate zero", also="healthy, rate too small", since=70, steps=130)
 def rate_that_falls_to_zero_too_early(watch: Watching, steps: int) -> None:
     model = ConvNet()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

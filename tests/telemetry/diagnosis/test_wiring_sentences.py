@@ -27,15 +27,15 @@ case(
 )  # fmt: skip
 case("The gradients of the last 20 steps were not finite.", "every update skipped", steps=20.0)
 case(
-    "Optimizer lacks all 3 layers but has 6 foreign tensors.",
+    "Optimizer lacks all 3 layers; has another net's tensors.",
     "foreign parameters", "0", absent=3.0, layers=3.0, foreign=6.0,
 )  # fmt: skip
 case(
-    "Optimizer lacks head but has 1 foreign tensor.",
+    "Optimizer lacks head; has another net's tensors.",
     "foreign parameters", "head", absent=1.0, layers=3.0, foreign=1.0,
 )  # fmt: skip
 case(
-    "Optimizer lacks 12 of 24 layers but has 24 foreign tensors.",
+    "Optimizer lacks 12 of 24 layers; has another net's tensors.",
     "foreign parameters", "0", absent=12.0, layers=24.0, foreign=24.0,
 )  # fmt: skip
 case("Optimizer lacks …ention.out_proj.", "foreign parameters", LONG, absent=1.0, layers=3.0, foreign=2.0)
@@ -47,11 +47,12 @@ case(
     "No watched optimizer holds 2 of 3 layers: no updates.",
     "untrained parameters", "4", absent=2.0, layers=3.0, foreign=0.0,
 )  # fmt: skip
+case("No weight of optimizer g gets a gradient: is it detached?", "no gradient", updates=5.0, optimizer="g")
 case("No parameter has a gradient when the optimizer makes its step.", "no gradient", updates=3.0)
 case("Weights of fc1 start at 0: its units learn the same.", "equal weights", "fc1", start="at 0", layers=2.0)
 case("Weights of fc1 start equal: its units learn the same.", "equal weights", "fc1", start="equal", layers=1.0)
 case("No gradient in a; b gets one. Intended?", "gradient cut", "a", after="b", without=1.0)
-case("No gradient up to b; c gets one. Intended?", "gradient cut", "b", after="c", without=2.0)
+case("No gradient in b and before; c gets one. Intended?", "gradient cut", "b", after="c", without=2.0)
 case(
     "No gradient up to …coder.layers.11; …coder.layers.12 gets one.",
     "gradient cut", LONG, after=LONG.replace("11", "12"), without=10.0,
@@ -68,7 +69,7 @@ case(
     "no update", rate=1e-12, dtype="bfloat16", gradient=0.3,
 )  # fmt: skip
 case("Each update of layer 0 is taken back before the next one.", "no update", "0", left=0.001)
-case("Layer 4's gradients add up from step to step.", "gradients not cleared", "4", updates=3.0)
+case("Gradients add up over the steps: is zero_grad() called?", "gradients not cleared", "4", updates=3.0)
 case(
     "cross_entropy gets softmax outputs; it applies softmax itself.",
     "softmax twice", takes="cross_entropy", gets="softmax",

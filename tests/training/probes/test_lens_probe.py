@@ -53,7 +53,6 @@ def trained(setup: Setup, keeper: FakeKeeper | None, *layers: str, steps: int = 
         steering=Steering(setup.model, setup.optimizer, setup=setup),
         plan=[(3, TurnKnob(knob="activation", value="tanh"))],
         replay=setup,
-        probe=setup.probe,
         is_scenario=True,
     )
     for client, layer in enumerate(layers):

@@ -214,7 +214,7 @@ def test_a_rate_of_zero_cannot_be_multiplied(turn: str, keeper: FakeKeeper) -> N
             optimizer.step()
             run.step(loss)
     (rejected,) = keeper.events(CommandRejected)
-    assert "learning rate at 0" in rejected.reason or "lr would become 0; allowed" in rejected.reason
+    assert "set the learning rate to 0" in rejected.reason or "lr would become 0; allowed" in rejected.reason
     assert {record.lr for record in keeper.steps()} == {0.0}
 
 

@@ -802,3 +802,26 @@ def test_loss_function_is_read_from_the_graph(name: str, keeper: FakeKeeper) -> 
     loop.train(watched(keeper), steps=3)
     (seen,) = keeper.events(LoopObserved)
     assert (seen.loss_function, seen.classes, seen.batch) == expected
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_one_of_several_optimizers_without_any_gradient_is_named(detached: bool, keeper: FakeKeeper) -> None:
+    """A GAN whose generator is trained on images that were detached before its loss was computed."""
+    torch.manual_seed(0)
+    g = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    d = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+    by_g, by_d = torch.optim.Adam(g.parameters(), 1e-3), torch.optim.Adam(d.parameters(), 1e-3)
+    with Watch({"g": g, "d": d}, {"g": by_g, "d": by_d}, link=keeper.link, sampler=Sampler(every=1)) as run:
+        for _ in range(8):
+            fake, real = g(torch.randn(16, 4)), torch.randn(16, 3)
+            by_d.zero_grad()
+            loss_d = F.softplus(-d(real)).mean() + F.softplus(d(fake.detach())).mean()
+            loss_d.backward()
+            by_d.step()
+            by_g.zero_grad()
+            loss_g = F.softplus(-d(fake.detach() if detached else fake)).mean()
+            loss_g.backward()
+            by_g.step()
+            run.step(loss_g + loss_d)
+    found = [event for event in keeper.events(WiringFound) if event.present]
+    assert [(event.fault, event.evidence.get("optimizer")) for event in found] == [("no gradient", "g")] * detached

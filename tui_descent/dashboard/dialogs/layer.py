@@ -46,7 +46,7 @@ NARROWEST = 42  # cells for a definition on a screen of 80 columns
 # Why a layer has no gradient.
 IDLE: dict[str, str] = {
     "frozen": "its weights are frozen",
-    "unused": "the loss of this step does not depend on its weights",
+    "unused": "no gradient: the loss does not depend on its weights, or the graph is cut (detach)",
 }
 
 

@@ -10,20 +10,27 @@ from rich.style import Style
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.backward_pass import (
+    EXPLODES_ABOVE,
+    FLAG_WIDTH,
+    NUMBER_WIDTH,
+    VANISHES_BELOW,
+    BackwardStep,
+    backward_steps,
+    draw_backward_pass,
+)
 from tui_descent.dashboard.panels.layer_bars import log10
 from tui_descent.dashboard.panels.panel import Panel, notice, waiting_notice
 from tui_descent.dashboard.text.line import Line, merge_segments
 from tui_descent.dashboard.text.numbers import scientific, short, with_commas
 from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.events import LedgerEntry
+from tui_descent.protocol.events import LedgerEntry, LedgerTaken
 from tui_descent.protocol.layer_names import in_words
 
-# Below the first product the gradient counts as vanished, above the second as exploded.
-VANISHES_BELOW, EXPLODES_ABOVE = 3e-3, 1 / 3e-3
 # Rounding in float32 cannot explain a larger relative difference between the two computations.
 MAX_DISCREPANCY = 1e-3
-NUMBER_WIDTH, ERROR_WIDTH, FLAG_WIDTH = 9, 8, 11
+ERROR_WIDTH = 8
 MAX_DECADES = 6
 
 
@@ -38,7 +45,8 @@ class ChainRulePanel(Panel):
         "input. The bar shows the factor on a logarithmic scale; it points left if the gradient shrinks. The two ┊ "
         "mark the healthy range of one factor. If every bar ends between them, the product of all factors stays within "
         f"{VANISHES_BELOW:g} … {EXPLODES_ABOVE:.0f}. Product: all factors from the output down to this block, "
-        "multiplied. Measured once a second."
+        "multiplied. Measured once a second. enter steps through the backward pass of the newest reading, from the "
+        "output down: each block's factor with its formula, and the product so far as a bar on a logarithmic scale."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -46,27 +54,72 @@ class ChainRulePanel(Panel):
         self._top = 0
         self._shown = (0, 0, 0)
         self._decades = 1
+        # While somebody steps through the backward pass: the reading at its start, its blocks, and the one at hand.
+        self._frozen: LedgerTaken | None = None
+        self._steps: list[BackwardStep] = []
+        self._at = 0
+
+    @property
+    def stepping(self) -> bool:
+        """Whether the panel shows a backward pass step by step."""
+        return self._frozen is not None
+
+    def step(self, view: View) -> bool:
+        """Start with the block at the output, or go on to the next block; after the last one, leave.
+
+        Returns False if there is no reading to step through.
+        """
+        ledger = view.history.ledger
+        if self._frozen is None:
+            if ledger is None or not ledger.entries:
+                return False
+            self._frozen, self._steps, self._at = ledger, backward_steps(ledger, view.history), 0
+            self.invalidate()
+        elif self._at == len(self._steps) - 1:
+            self.leave_steps()
+        else:
+            self.scroll_by(-1)
+        return True
+
+    def leave_steps(self) -> None:
+        """Show the newest reading again."""
+        self._frozen, self._steps = None, []
+        self.invalidate()
 
     def scroll_by(self, rows: int) -> None:
-        """Scroll towards the output (positive) or the input."""
-        self._top = max(0, self._top - rows)
+        """Scroll towards the output (positive) or the input; while stepping, go to another block."""
+        if self.stepping:
+            self._at = min(max(0, self._at - rows), len(self._steps) - 1)
+        else:
+            self._top = max(0, self._top - rows)
         self.invalidate()
 
     def heading(self, view: View) -> tuple[str, str]:
+        if self._frozen is not None:
+            count = len(self._steps)
+            title = f"Chain rule  [dim]the backward pass at step {with_commas(self._frozen.step)}, frozen · "
+            title += f"block {self._at + 1} of {count}[/dim]"
+            next_ = "next block" if self._at < count - 1 else "ends"
+            return title, f"{_key('enter')} {next_} · [bold $primary]↑ ↓[/] move · {_key('escape')} leaves"
         ledger = view.history.ledger
         at = f" at step {with_commas(ledger.step)}" if ledger is not None and ledger.entries else ""
         first, last, count = self._shown
-        position = f"blocks {first}-{last} of {count}, counted from the output  [bold $primary]↑ ↓[/]"
+        position = f"blocks {first}-{last} of {count}, counted from the output  [bold $primary]↑ ↓[/] · "
         title = f"Chain rule  [dim]‖∂L/∂in‖ / ‖∂L/∂out‖ of each block{at}[/dim]"
-        return title, position if last - first + 1 < count else ""
+        return title, f"{position if last - first + 1 < count else ''}{_key('enter')} step by step" if count else ""
 
     def depends_on(self, view: View) -> object:
         """The newest chain-rule reading."""
         ledger = view.history.ledger
         place = (ledger.segment, ledger.step) if ledger is not None else None
+        if self._frozen is not None:
+            return self._frozen, self._at
         return view.history, place, view.connected, view.history.state.state
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
+        if self._frozen is not None:
+            downward = self._frozen.entries[::-1]
+            return draw_backward_pass(self._steps, self._at, _flags(downward), conclusion(downward), width, height)
         ledger = view.history.ledger
         if ledger is None or not ledger.entries:
             self._shown = (0, 0, 0)
@@ -80,10 +133,19 @@ class ChainRulePanel(Panel):
         self._decades = min(max(self._decades, math.ceil(largest)), MAX_DECADES)
         names = min(max(len(safe(e.block)) for e in downward), max(8, width // 5))
         layout = RowLayout(width, names, self._decades, len(downward))
-        flags = dict(found for found in (vanishing_at(downward), exploding_at(downward)) if found is not None)
+        flags = _flags(downward)
         lines = [layout.head(), *(layout.row(e, flags.get(e.block, "")) for e in shown)]
         lines += [Line()] * (room - len(shown))
         return [line.to_strip(width) for line in [*lines, conclusion(downward)]]
+
+
+def _key(name: str) -> str:
+    """A key in a border, which can be clicked."""
+    return f"[@click=app.press('{name}')][bold $primary]{name}[/][/]"
+
+
+def _flags(downward: Sequence[LedgerEntry]) -> dict[str, str]:
+    return dict(found for found in (vanishing_at(downward), exploding_at(downward)) if found is not None)
 
 
 def vanishing_at(downward: Sequence[LedgerEntry]) -> tuple[str, str] | None:

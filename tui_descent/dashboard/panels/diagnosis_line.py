@@ -97,6 +97,8 @@ def _cause_first(history: History, reason: str) -> str:
         slower = ", then [: lr ÷10" if any(advice.knob == "lr" for advice in found.advice) else ""
         return f"{safe(without_advice(found)).rstrip('.')}{back}{slower}{keys[len(keys.removesuffix(QUIT)) :]}"
     if not fault.where:
+        if fault.what == "loss" and history.started is not None and history.started.scenario is None:
+            return f"loss {fault.value} (step {with_commas(fault.step)}); run.step(loss, batch=…) names the cause{keys}"
         return reason
     damage = next((text.rpartition(sign)[2] for sign in ("; now ", "? Now ") if sign in text), "")
     if damage:

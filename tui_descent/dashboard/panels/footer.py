@@ -57,9 +57,7 @@ class FooterPanel(Panel, can_focus=False):
         if view.history.ended is not None and not is_answer(view):
             found, sentence = verdict_of_ended(view.history)
             if found:
-                second = (
-                    Line().add(" ").add("diagnosis  ", colours.DIM).add(safe(found), colours.diagnosis_style(found))
-                )
+                second = Line().add(" ").add(safe(found), colours.diagnosis_style(found))
                 second.add(f"  {safe(sentence)}")
         if text:
             first.add("  " if word else "")

@@ -378,6 +378,7 @@ class RunScreen(Screen[None]):
     def show_view(self, view: str) -> None:
         """Switch to one of `VIEWS` or to the story. If it has a panel that scrolls, that panel gets the focus."""
         self._unzoom()
+        self.query_one(ChainRulePanel).leave_steps()
         for name in (*VIEWS, STORY):
             self.set_class(name == view, f"view-{name}")
         self.view = replace(self.view, story_open=view == STORY)
@@ -459,7 +460,13 @@ class RunScreen(Screen[None]):
             self.view = replace(self.view, selected=selected)
 
     def deselect_layer(self) -> None:
-        """Clear the selection. Knobs then act on the whole net."""
+        """Clear the selection. Knobs then act on the whole net. While stepping through a backward pass, leave that
+        instead.
+        """
+        if self._shows_chain_rule() and (chain := self.query_one(ChainRulePanel)).stepping:
+            chain.leave_steps()
+            self._drawn = None
+            return
         if self.has_class("zoomed"):
             self._unzoom()
         self.view = replace(self.view, selected=None)
@@ -478,6 +485,19 @@ class RunScreen(Screen[None]):
             h = nudge.h * (2.0 if key == "right_parenthesis" else 0.5)
             nudge = replace(nudge, h=min(max(h, LEAST_H), MOST_H))
         self.view = replace(self.view, nudge=nudge)
+
+    def open_layer_or_step(self) -> None:
+        """In the chain-rule view, step through the backward pass; elsewhere open the selected layer's dialog."""
+        if not self._shows_chain_rule():
+            self.open_layer()
+        elif self.query_one(ChainRulePanel).step(self.view):
+            self._drawn = None
+        else:
+            self.bridge.refuse("no chain-rule reading to step through")
+
+    def _shows_chain_rule(self) -> bool:
+        zoomed_away = self.has_class("zoomed") and not self.query_one(ChainRulePanel).has_class("zoomed-on")
+        return self.has_class("view-chain") and not zoomed_away
 
     def open_layer(self) -> None:
         """Open the dialog of the selected layer; if none is selected, select the last layer first."""

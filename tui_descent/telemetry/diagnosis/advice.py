@@ -28,6 +28,7 @@ RESIDUAL = Advice("residual", "on", "r")
 NO_DECAY = Advice("weight_decay", "0", "w")
 CONSTANT = Advice("schedule", "constant", "s")
 UNBOUNDED = Advice("activation", "relu", "a")
+USUAL_UPDATE = 1e-3  # ‖Δ‖/‖W‖
 BOUNDED = ("sigmoid", "tanh")
 
 
@@ -43,6 +44,8 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
     faster = Advice("lr", f"*{10 ** _decades(name, f, adaptive)}", "]")
     if name == "rate too small" and rate_was_cut(f):
         return [CONSTANT]
+    # In a script, a loss that is stuck in spite of usual updates is rather a matter of data, labels or loss function.
+    usual = context.user_loop and (f.update_ratio or 0.0) > USUAL_UPDATE
     large = (f.largest_update or 0.0) > LARGE_UPDATE  # as with Adam in wide nets
     bypass = residual if f.blocks >= BYPASS_BLOCKS else []
     grew, large_weights = (f.first_product or 0.0) > GREW, (f.weight_size or 0.0) > LARGE_WEIGHTS
@@ -68,7 +71,7 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
             *redraw,
             *(residual if deep else []),
             *adam,
-            *([] if large else [faster]),
+            *([] if large or usual else [faster]),
             *([] if deep else residual),
         ],
         "saddle": [faster, *adam],

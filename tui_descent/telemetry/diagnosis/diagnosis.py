@@ -64,6 +64,7 @@ CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
 STEPS_TO_CHECK = 5  # after an intervention, until all facts about the wiring have been checked again
 # The mean of so many losses is a run's first loss, unless it is above the very first one by the share LEAPT.
 FIRST_STEPS, LEAPT = 3, 1.0
+SHOWN_LOSSES = 20  # a sentence has the mean of so many losses, like the line of the loss chart
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
 KEPT_READINGS = 40
@@ -371,7 +372,10 @@ class Diagnosis:
         found = self._numerics or self._said
         if self._predicted is None or found is None or found.finding == "not clear":
             return
-        held = (found.finding in FINE) == (self._predicted in FINE)
+        if self._predicted not in FINE:
+            self._predicted = None  # that a change will not help is no prediction that anybody has seen
+            return
+        held = found.finding in FINE
         if held or found.kind == "numerics" or self._step_count >= LONG_WINDOW:
             knob, key, before = self._turned
             self.outcome = Outcome(
@@ -456,8 +460,9 @@ class Diagnosis:
 
     def _evidence(self, name: str, f: Features) -> tuple[str | None, dict[str, float | str]]:
         """The layer that the finding is about, if any, and the numbers it is based on."""
+        losses = list(self._losses)[-SHOWN_LOSSES:]
         numbers = {
-            "loss": f.now,
+            "loss": statistics.fmean(losses) if losses else f.now,
             "first": f.first,
             "run_first": f.run_first,
             "product": f.product,
@@ -499,7 +504,7 @@ class Diagnosis:
         if name == "not clear" and f.now > RISEN_AGAIN * f.lowest > 0 and self.context.loss_means_fit:
             shown["before"] = f.lowest
         if name == "not clear":
-            shown |= {"trend": _trend(f), "gradients": _gradients(f)}
+            shown |= {"trend": _trend(f), "gradients": _gradients(f, self._readings[-1])}
         return None if row is None else self._layers[row].name, shown
 
     def _silent_row(self) -> int | None:
@@ -532,7 +537,14 @@ def _trend(f: Features) -> str:
     return f"{'up' if change > 0 else 'down'} {abs(change):.0%} in {f.steps:,} steps, now {f.now:.3g}"
 
 
-def _gradients(f: Features) -> str:
-    if f.product is None:
-        return "no finding in the gradients"
-    return "gradients arrive" if f.product > VANISHED else f"backprop ×{f.product:.1e}"
+def _gradients(f: Features, reading: ReadingsTaken) -> str:
+    """What is known of the gradients: whether they arrive, or which range they have, or how many layers have none."""
+    if f.product is not None:
+        return "gradients arrive" if f.product > VANISHED else f"backprop ×{f.product:.1e}"
+    norms = reading.values.get("grad_norm", [])
+    measured = [n for n in range(len(norms)) if norms[n] is not None]
+    without = sum(not norms[n] for n in measured) + sum(status == "unused" for status in reading.statuses)
+    if without:
+        return f"{without} of {len(norms)} layers have no gradient"
+    known = [norm for norm in norms if norm is not None]
+    return f"gradient norms {min(known):.0e} to {max(known):.0e}" if known else "gradients not measured"

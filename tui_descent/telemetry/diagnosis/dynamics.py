@@ -176,15 +176,16 @@ ALL_ZERO = "Every gradient is exactly 0; the loss stays at {loss:.3g}."
 ALL_ZERO_IN = "Every gradient is exactly 0: all outputs of {layer} are 0."
 ONLY_BIASES = "No weight gets a gradient, only biases do."
 SILENT = "{layer}'s gradient is exactly 0: no unit after it is alive."
-SPOILT = "Updates of {largest} of weights spoilt them: restart with lr ÷10."
+SPOILT = "An update of {largest} spoilt the weights: restart with lr ÷10."
 CUT_OFF = "Updates have cut off the gradient."
 LOST_AGAIN = "Loss {loss:.3g}, best {best:.3g}; updates of {largest}."
 RESTART = "Loss rose from {first:.3g} to {loss:.3g}: restart with lr ÷10."
 DECAY_RULES = "Decay is {decay:.0%} of gradient; loss {loss:.3g}."
 SATURATED_BY = "{share:.0%} of {layer}'s outputs are saturated by {why}."
-BY_SCHEDULE = "The schedule cut the rate to {rate:.1e}: change it."
+BY_SCHEDULE = "The schedule cut the rate to {rate:.2g}: change the schedule."
 RISEN_AGAIN = "Loss rose from {before:.3g} to {loss:.3g}."
 NOT_HELPED = "{tried} has not helped; loss {loss:.3g}."
+STUCK_CHECK = "Loss stuck at {loss:.3g}; gradients arrive: check data, labels, loss."
 STUCK_AT = "Loss stuck at {loss:.3g}."
 FLAT = "Flat at {loss:.3g}: a minimum or a saddle? Press 5 for the curvature."
 UNKNOWN = "unknown"  # as evidence: no viewer has asked for the curvature
@@ -228,6 +229,8 @@ def words(finding: Finding) -> str:
         template = RISEN_AGAIN
     elif name == "plateau" and not evidence.get("arrives"):
         template = STUCK_AT
+    elif name == "plateau" and not finding.advice:
+        template = STUCK_CHECK
     if "tried" in evidence:
         template = NOT_HELPED
     return filled(template, finding)

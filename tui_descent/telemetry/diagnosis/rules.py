@@ -209,6 +209,10 @@ def _on_a_saddle(f: Features) -> bool:
 
 def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     """Why a loss does not fall."""
+    if rate_was_cut(f):
+        return "rate too small", 0.9
+    if f.now > RISEN_AGAIN * f.lowest > 0 and f.lowest < NOT_FALLEN * f.guess and not context.surface:
+        return "not clear", 0.5  # the loss was far lower: it swings
     adaptive, sigmoid = context.adaptive, context.activation == "sigmoid" and f.blocks > 2
     vanished = max(VANISHED, SIGMOID_FACTOR**f.blocks if sigmoid else 0.0)
     decays = context.weight_decay is not None and context.weight_decay > 0

@@ -20,8 +20,11 @@ SMALLEST_RATE, SMALL_RATE = 1e-15, 1e-5
 QUESTION = "The net ends in a {gets}. Does the loss apply it too?"
 QUESTION_SURE = 0.6
 LACKS = "Optimizer lacks {absent}."  # for a name that leaves no room for more
-SHORT_NAME, SHORT_PAIR = 15, 23
+SHORT_NAME = 15
+# The longest two names with which a sentence about them may say more.
+PAIR_AND_BEFORE, PAIR_AND_QUESTION = 27, 17
 RATE_ZERO = "The learning rate has been 0 for {updates:.0f} updates: set it in the script."
+NO_GRADIENT_OF = "No weight of optimizer {optimizer} gets a gradient: is it detached?"
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
 
 RULES: tuple[Rule, ...] = (
@@ -51,7 +54,7 @@ RULES: tuple[Rule, ...] = (
         condition="the optimizers hold tensors that are not the net's, and weights that get a gradient are in none; "
         "nothing else changes these weights in 3 updates",
         threshold="none: parameters are compared as objects",
-        sentence="Optimizer lacks {absent} but has {foreign}.",
+        sentence="Optimizer lacks {absent}; has another net's tensors.",
         check="The update of these layers is empty. Was the net copied, wrapped or given a new head after the "
         "optimizer was made?",
         helps="make the optimizer after the last change of the net, from its parameters()",
@@ -71,8 +74,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="no gradient",
         kind="wiring",
-        condition="no parameter of the net has a gradient at the first 3 updates",
-        threshold="3 updates",
+        condition="no parameter of the net has a gradient at the first 3 updates; or, with several optimizers, no "
+        "weight of one of them at its first 5",
+        threshold="3 updates; 5 with several optimizers",
         sentence="No parameter has a gradient when the optimizer makes its step.",
         check="Is backward() called on the loss of this net? Is zero_grad() called between backward() and step()? Was "
         "the loss rebuilt from a number, as by torch.tensor(loss.item())?",
@@ -85,7 +89,7 @@ RULES: tuple[Rule, ...] = (
         condition="the first layers of one optimizer, in forward order, get no gradient at the first 5 updates, while "
         "all later ones do; only layers that were called",
         threshold="5 updates",
-        sentence="No gradient {place} {layer}; {after} gets one.{asks}",
+        sentence="No gradient {place}; {after} gets one.{asks}",
         check="Look between the two layers for detach(), .data, torch.no_grad(), .item(), argmax or numpy.",
         helps="remove what cuts the graph; requires_grad_(False) if intended, as for the target net of BYOL or DQN",
         useless="residual connections, another activation or rate",
@@ -132,7 +136,7 @@ RULES: tuple[Rule, ...] = (
         condition="the gradient of an update is still in .grad, unchanged, when the next backward pass adds to it, "
         "3 updates in a row, and run.step() is called at each update",
         threshold="3 updates in a row",
-        sentence="{layer}'s gradients add up from step to step.",
+        sentence="Gradients add up over the steps: is zero_grad() called?",
         check="The gradient norm grows from step to step, and the cosine of successive gradients is close to 1.",
         helps="optimizer.zero_grad() before backward(); run.step(loss) at each batch, if accumulation is meant",
         useless="a smaller rate",
@@ -221,16 +225,18 @@ def words(finding: Finding) -> str:
             parts["absent"] = (
                 layer if count == "1" else f"all {of} layers" if count == of else f"{count} of {of} layers"
             )
-            parts["foreign"] = f"{evidence['foreign']:.0f} foreign tensor{'s' * (evidence['foreign'] != 1)}"
             if finding.finding == "foreign parameters" and len(parts["absent"]) > SHORT_NAME:
                 return LACKS.format_map(parts)
         case "no optimizer step":
             parts["other"] = f", another {evidence['other']} did" if "other" in evidence else ""
+        case "no gradient" if "optimizer" in evidence:
+            return NO_GRADIENT_OF.format_map(evidence)
         case "gradient cut":
             parts["layer"], parts["after"] = _pair_words(finding.layer or "the net", str(evidence["after"]))
-            parts["place"] = "in" if evidence["without"] == 1 else "up to"
-            short = len(parts["layer"] + parts["after"]) <= SHORT_PAIR
-            parts["asks"] = " Intended?" if short else ""
+            cut, size = parts["layer"], len(parts["layer"] + parts["after"])
+            first = f"in {cut} and before" if size <= PAIR_AND_BEFORE else f"up to {cut}"
+            parts["place"] = f"in {cut}" if evidence["without"] == 1 else first
+            parts["asks"] = " Intended?" if size <= PAIR_AND_QUESTION else ""
         case "rate zero":
             all_layers = evidence["layers"] == evidence["of"]
             parts["of"] = "" if all_layers else f"of {evidence['layers']:.0f} of {evidence['of']:.0f} layers "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -20,6 +20,7 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import LensTaken
 from tui_descent.protocol.lens import BINS, ActivationPart, Histogram
 from tui_descent.training.progress import Progress
+from tui_descent.training.setup.build import Setup
 
 PART = "the activation lens"
 MOST_VALUES = 1 << 16  # of more values only every n-th is counted
@@ -54,7 +55,7 @@ _NAMES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {  # the name, and 
 class LensProbe:
     """Counts the inputs of the activations that clients watch, at most five times a second.
 
-    In a scenario run `probe` is evaluated, without a change of the run. In a user loop, where `probe` is None, the
+    In a scenario run the probe batch is evaluated, without a change of the run. In a user loop, without a `setup`, the
     inputs are copied in the next training pass; torch's global hooks are registered for that step only.
     """
 
@@ -64,9 +65,10 @@ class LensProbe:
         order: ForwardOrder,
         sampler: Sampler,
         failures: Failures,
-        probe: Callable[[], Tensor] | None,
+        setup: Setup | None,
     ) -> None:
-        self._model, self._order, self._failures, self._probe = model, order, failures, probe
+        self._model, self._order, self._failures = model, order, failures
+        self._probe = None if setup is None else setup.probe
         self._schedule, self._sampler = sampler.lens, sampler
         self._asked: dict[int, str] = {}  # the name of the layer, by client
         self._requests = 0
@@ -92,6 +94,11 @@ class LensProbe:
         if not self._asked:
             self.stop()
         return "pre-activations are counted" if self._asked else "pre-activations are no longer counted"
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the probe batch is evaluated, so `start` has copied everything."""
+        return self._probe is not None
 
     @property
     def awaits_pass(self) -> bool:

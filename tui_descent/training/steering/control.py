@@ -398,9 +398,9 @@ class Control:
         if not lens.due(progress, paused=paused):
             return
         self.report_all()
-        with self._steering.muted() if self._is_scenario else nullcontext():
+        with self._steering.muted() if lens.evaluates else nullcontext():
             lens.start(progress)
-        if self._is_scenario:
+        if lens.evaluates:
             self._send_pre_activations(lens, paid=not paused)
 
     def _send_pre_activations(self, lens: LensProbe, *, paid: bool) -> None:

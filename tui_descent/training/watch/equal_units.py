@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from tui_descent.instruments.module_hooks import plain
 from tui_descent.instruments.net_structure import WatchedLayer
@@ -39,7 +40,9 @@ class EqualUnits:
 
 def _is_matrix(w: WatchedLayer) -> bool:
     weight = w.weight
-    return isinstance(w.module, nn.Linear | _ConvNd) and weight.requires_grad and weight.dim() > 1 and len(weight) > 1
+    if is_lazy(weight) or not isinstance(w.module, nn.Linear | _ConvNd):
+        return False
+    return weight.requires_grad and weight.dim() > 1 and len(weight) > 1
 
 
 @torch.no_grad()

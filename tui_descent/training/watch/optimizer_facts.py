@@ -131,6 +131,9 @@ class OptimizerFacts:
             if seen >= NONE_AFTER and self._without_gradient and not foreign:
                 self._facts.found("no gradient", None, {"updates": float(seen)}, keep=True)
             return
+        if (idle := self._without_any_gradient(layers, held)) is not None:
+            self._facts.found("no gradient", None, {"updates": float(CUT_AFTER), "optimizer": idle})
+            return
         self._facts.ended("no gradient")
         cut = self._cut(layers, held) if self._order.names and self._without_gradient else None
         if cut is None:
@@ -138,6 +141,15 @@ class OptimizerFacts:
         else:
             without, after, count = cut
             self._facts.found("gradient cut", without, {"after": after, "without": float(count)})
+
+    def _without_any_gradient(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]]) -> str | None:
+        """The name of one of several optimizers whose weights have never had a gradient, as behind a `detach()`."""
+        for n, (one, those) in enumerate(zip(self._steering.optimizers, held, strict=True)):
+            if len(held) > 1 and n < len(self._updates) and self._updates[n] >= CUT_AFTER:
+                own = [id(w.weight) for w in layers if w.weight.requires_grad and id(w.weight) in those]
+                if own and all(weight in self._without_gradient for weight in own):
+                    return one.name
+        return None
 
     def _cut(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]]) -> tuple[str, str, int] | None:
         """The place where the gradient is cut: the last layer without a gradient, the first layer with one, and the

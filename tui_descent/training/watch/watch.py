@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -87,14 +87,12 @@ class Watch:
         replay: ReplayableBatch | None = None,
         curvature: CurvatureProbe | None = None,
         task: TaskProbe | None = None,
-        probe: Callable[[], Tensor] | None = None,
         is_scenario: bool = False,
         state: Iterable[HoldsState] = (),
     ) -> None:
-        model, self.name = as_one_net(model), name
-        self.model = model
+        self.model = model = as_one_net(model)
         self.outcome: tuple[Status, str] | None = None
-        self._about, self._is_scenario = about, is_scenario
+        self.name, self._about, self._is_scenario = name, about, is_scenario
         self._sampler = sampler = sampler or Sampler()
         self.steering = steering = steering or Steering(model, steered_optimizers(optimizer))
         self.progress = progress = Progress(link)
@@ -107,7 +105,7 @@ class Watch:
         self._wiring = wiring = Wiring(model, steering, layers, progress, self.failures, is_scenario=is_scenario)
         replayed = None if replay is None else replay.replay_forward
         self._search = search = FaultSearch(model, self.failures, replay=replayed, muted=steering.muted)
-        self._lens = LensProbe(model, self._order, sampler, self.failures, probe)
+        self._lens = LensProbe(model, self._order, sampler, self.failures, steering.context.setup)
         self.control = Control(
             progress,
             steering,
@@ -124,9 +122,8 @@ class Watch:
             is_scenario=is_scenario,
         )
         same_batch = None if replay is None else SameBatch(model, replay)
-        control, failures = self.control, self.failures
-        parts = progress, steering, control, results, layers, guard, sampler, search, same_batch, self._begin, failures
-        self._hooks = OptimizerHooks(*parts, tuple(listed(optimizer).values()), is_scenario, wiring)
+        parts = progress, steering, self.control, results, layers, guard, sampler, search, same_batch, self._begin
+        self._hooks = OptimizerHooks(*parts, self.failures, tuple(listed(optimizer).values()), is_scenario, wiring)
         self._misuse, self._gave_up, self._entered = Misuse(model, progress), False, False
         self._rates, self._timer = RateReport(steering, progress), StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()

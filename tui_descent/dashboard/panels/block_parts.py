@@ -1,0 +1,122 @@
+"""The parts of a block at one step of a run, and the formula that takes the gradient back through them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from tui_descent.dashboard.dialogs.activation import FORMULAS
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.protocol.events import KnobTurned
+from tui_descent.scenario.spec import NormSpec, ResidualSpec
+from tui_descent.scenario.validate import convert
+from tui_descent.telemetry.history import History
+
+# The number of updates over which a gradual change of a block takes place, by its `way`.
+CHANGE_STEPS = {"blend": 50, "ramp": 20, "gentle": 200, "rotation": 50}
+NORM_LINES = {
+    "layer": "layer norm: γ × gradient, less its mean and its part along x − μ, ÷ σ",
+    "rms": "rms norm: γ × gradient, less its part along x, ÷ rms",
+}
+
+
+class BlockParts(NamedTuple):
+    """What a block consists of. Names are empty, and numbers None, if they are not known.
+
+    `norm` is `none`, `layer` or `rms`, in the place `where`. The output is gate·x + branch·f(x) with a `skip`, else
+    f(x). `blend_from` is the activation that is being replaced; `skip_changes`: the skip is being opened or closed.
+    """
+
+    activation: str = ""
+    norm: str = "none"
+    where: str = "pre"
+    skip: bool = False
+    gate: float | None = None
+    branch: float | None = None
+    blend_from: str = ""
+    skip_changes: bool = False
+
+    def formula(self) -> str:
+        """∂L/∂in as a function of δ = ∂L/∂out."""
+        has = self.norm in NORM_LINES
+        inner = "s·δ" if self.skip else "δ"
+        if has and self.where == "post":
+            inner = f"N′({inner})"
+        inner = f"φ′ ⊙ {inner}"
+        if has and self.where == "mid":
+            inner = f"N′({inner})"
+            through = f"Wᵀ {inner}"
+        else:
+            through = f"Wᵀ({inner})"
+        if has and self.where == "pre":
+            through = f"N′({through})"
+        return f"∂L/∂in = {'g·δ + ' if self.skip else ''}{through}, δ = ∂L/∂out"
+
+    def explanations(self) -> list[tuple[str, str]]:
+        """Symbol and meaning of each part, in the order in which the gradient goes through them."""
+        slope = FORMULAS.get(self.activation, ("", "", ""))[1]
+        name = safe(self.activation, 20) or "the activation"
+        name = f"{safe(self.blend_from, 20)} → {name}" if self.blend_from else f"{name}, {slope}" if slope else name
+        parts = [
+            ("φ′", f"slope of {name}: φ′ × gradient, unit by unit"),
+            ("Wᵀ", "the transposed weights: Wᵀ × gradient, from the units to their inputs"),
+        ]
+        if self.norm in NORM_LINES:
+            parts.insert({"post": 0, "mid": 1, "pre": 2}.get(self.where, 2), ("N′", NORM_LINES[self.norm]))
+        if self.skip:
+            parts.append(("skip", f"the skip connection adds g·δ; {self._weights()}"))
+        return parts
+
+    def _weights(self) -> str:
+        if self.skip_changes:
+            return "g and s are changing now"
+        if self.gate is None or self.branch is None:
+            return "s scales the rest"
+        return f"s scales the rest: g = {self.gate:.3g}, s = {self.branch:.3g}"
+
+
+def parts_of(history: History, block: str, step: int, depth: int) -> BlockParts:
+    """The parts of a block at a step of the current segment. `depth` is the number of blocks."""
+
+    def newest(knob: str) -> KnobTurned | None:
+        turns = (
+            turn
+            for turn in reversed(history.interventions)
+            if turn.knob == knob and turn.target in ("all", block) and turn.segment == history.segment
+        )
+        return next((turn for turn in turns if turn.step <= step), None)
+
+    def value(knob: str, turn: KnobTurned | None) -> str:
+        return turn.new if turn is not None else history.initial_state(knob).value
+
+    scenario = (history.started.scenario if history.started is not None else None) or {}
+    model: dict[str, Any] = scenario.get("model", {})
+    activation, residual, norm = newest("activation"), newest("residual"), newest("norm")
+    residual_changes = _is_changing(residual, step)
+    gate, branch = _skip_weights(residual, model, depth)
+    spec = convert(NormSpec, model.get("norm", {}), "", [])
+    where = norm.where if norm is not None else spec.where if isinstance(spec, NormSpec) else None
+    return BlockParts(
+        activation=value("activation", activation),
+        norm=value("norm", norm) or "none",
+        where=where or "pre",
+        skip=value("residual", residual) == "on" or residual_changes,
+        gate=gate,
+        branch=branch,
+        blend_from=activation.old if activation is not None and _is_changing(activation, step) else "",
+        skip_changes=residual_changes,
+    )
+
+
+def _is_changing(turn: KnobTurned | None, step: int) -> bool:
+    """Whether a gradual change is not complete at this step."""
+    return turn is not None and step < turn.step + CHANGE_STEPS.get(turn.way or "", 1) - 1
+
+
+def _skip_weights(turn: KnobTurned | None, model: dict[str, Any], depth: int) -> tuple[float | None, float | None]:
+    """The factors of x and f(x) once a skip is open."""
+    if turn is None:
+        spec = convert(ResidualSpec, model.get("residual", {}), "", [])
+        scale = spec.scale if isinstance(spec, ResidualSpec) else None
+        return 1.0, scale or depth**-0.5
+    return (math.sqrt(0.5) if turn.way == "rotation" else 1.0), turn.scale
