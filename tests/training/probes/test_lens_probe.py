@@ -195,6 +195,28 @@ def test_a_user_loop_without_activation_modules_says_why(keeper: FakeKeeper) -> 
     assert {event.reason for event in keeper.events(LensTaken)} == {NO_MODULES}
 
 
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act = nn.Linear(64, 10), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(input=self.a(x))
+        return out
+
+
+def test_an_input_that_cannot_be_seen_has_a_reason(keeper: FakeKeeper) -> None:
+    user_loop(ByKeyword(), keeper, watching=True)
+    assert {event.reason for event in keeper.events(LensTaken)} == {"the activation is called with keyword arguments"}
+
+
+def test_an_activation_in_a_compiled_part_has_a_reason(keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tui_descent.training.probes.lens_probe.has_compiled", lambda: True)
+    user_loop(UsesOnlyTheFirst(), keeper, watching=True)
+    reasons = {event.reason for event in keeper.events(LensTaken)}
+    assert reasons == {"the activation runs inside a part compiled by torch.compile"}
+
+
 class UsesOnlyTheFirst(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.forward_order import ForwardOrder
-from tui_descent.instruments.module_hooks import Args, ModuleHooks, plain, why_not_plain
+from tui_descent.instruments.module_hooks import Args, ModuleHooks, has_compiled, plain, why_not_plain
 from tui_descent.instruments.net_structure import NetStructure, structure
 from tui_descent.instruments.same_batch import undisturbed
 from tui_descent.instruments.sampler import Sampler
@@ -147,6 +147,8 @@ class LensProbe:
         """
         start_s = time.thread_time()
         reason = None if self._hooks is None else self._hooks.reason
+        if reason is None and has_compiled():
+            reason = "inside a part compiled by torch.compile"
         events: list[LensTaken] = []
         with self._failures.guard(PART):
             events = [self._event(asked, progress, reason) for asked in self._targets]
@@ -189,11 +191,12 @@ class LensProbe:
         if module in self._kept:
             return
         start_s = time.thread_time()
-        z = plain(args[0]) if args and isinstance(args[0], Tensor) else None
+        if not args:
+            self._reasons[module] = "the activation is called with keyword arguments"
+            return
+        z = plain(args[0]) if isinstance(args[0], Tensor) else None
         if z is None or z.is_complex():
-            self._reasons[module] = (
-                "its numbers are complex" if z is not None else why_not_plain(args[0] if args else None)
-            )
+            self._reasons[module] = why_not_plain(args[0]) if z is None else "its numbers are complex"
             return
         self._kept[module] = some_values(z), z.numel()
         self._took_s += time.thread_time() - start_s
