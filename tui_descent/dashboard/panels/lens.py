@@ -48,7 +48,7 @@ class LensPanel(Panel):
 
     def heading(self, view: View) -> tuple[str, str]:
         f, slope = lens.legend()
-        return f"Activation lens  {f}  {slope}", "bars: z, dark where f′ ≈ 0  ↑ ↓ layer"
+        return f"Activation lens {f} {slope}", "dark bars: f′ ≈ 0  ↑ ↓ layer"
 
     def depends_on(self, view: View) -> object:
         """The newest counts of the selected layer."""
@@ -81,7 +81,10 @@ class NudgePanel(Panel):
 
     def heading(self, view: View) -> tuple[str, str]:
         secant, tangent = lens.nudge_legend()
-        return f"Nudge {secant} {tangent}", "← → x  ( ) h"
+        heading = f"Nudge {secant} {tangent}"
+        if self.content_size.width < lens.WIDE_NUDGE:
+            heading = heading.removeprefix("Nudge ").replace("━ ", "")
+        return heading, "← → x  ( ) h"
 
     def depends_on(self, view: View) -> object:
         """The activation, x and h."""

@@ -27,6 +27,7 @@ PLAIN_LEVEL = 12  # the palette's level of bars whose f′ is not known
 LEAST_ERROR = 1e-17
 H_DECADES = -13, 1  # the axis of h in the plot of the errors
 ERROR_GUTTER = 6
+WIDE_NUDGE = 26  # from this width on, the nudge has long labels
 TICK_APART = 9  # the least number of columns between two numbers of the z axis
 
 
@@ -171,19 +172,17 @@ def draw_nudge(function: ActivationFunction, nudge: Nudge, width: int, height: i
     x, h = nudge.x, nudge.h
     slope, quotient = function.slope(x), function.quotient(x, h)
     error = abs(quotient - slope)
-    relative = f" ({100 * error / abs(slope):.2g} %)" if slope else ""
-    numbers = [
-        ("x", f"{x:.6g}", colours.BRIGHT),
-        ("h", f"{h:.3g}", colours.BRIGHT),
-        ("(f(x+h)−f(x))/h", f"{quotient:.6g}", _style(SECANT)),
+    wide = width >= WIDE_NUDGE
+    relative = f" ({100 * error / abs(slope):.2g} %)" if slope and wide else ""
+    first = Line().add(" x ", colours.DIM).add(f"{x:.6g}", colours.BRIGHT)
+    first.pad_to(max(first.width + 2, width - len(f"{h:.3g}") - 3)).add("h ", colours.DIM)
+    first.add(f"{h:.3g}", colours.BRIGHT)
+    rows = [*_zoomed(function, nudge, width, zoomed), first.to_strip(width)]
+    for label, text, style in (
+        ("(f(x+h)−f(x))/h" if wide else "secant", f"{quotient:.6g}", _style(SECANT)),
         ("f′(x)", f"{slope:.6g}", _style(SLOPE)),
         ("off by", f"{short(error)}{relative}", colours.TEXT),
-    ]
-    first = Line().add(" x ", colours.DIM).add(numbers[0][1], colours.BRIGHT)
-    first.pad_to(max(first.width + 2, width - len(numbers[1][1]) - 3)).add("h ", colours.DIM)
-    first.add(numbers[1][1], colours.BRIGHT)
-    rows = [*_zoomed(function, nudge, width, zoomed), first.to_strip(width)]
-    for label, text, style in numbers[2:]:
+    ):
         line = Line().add(f" {label} ", colours.DIM if label == "off by" else style)
         rows.append(line.pad_to(width - len(text) - 1).add(text, style).to_strip(width))
     return rows + (_errors(function, nudge, width, errors) if errors else [])
@@ -243,7 +242,7 @@ def _errors(function: ActivationFunction, nudge: Nudge, width: int, rows: int) -
     for power in (-12, -8, -4, 0):
         text = power_of_ten(power)
         start = ERROR_GUTTER + int((power - first) / (last - first) * columns) - len(text) // 2
-        if below.width <= start and start + len(text) <= width:
+        if below.width < start and start + len(text) <= width:
             below.pad_to(start).add(text, colours.DIM)
     cells = [raster.segments(y) for y in range(rows)]
     return [*numbered_rows(cells, labels, ERROR_GUTTER, width), below.to_strip(width)]
