@@ -44,7 +44,7 @@ async def test_a_click_on_the_views_shows_the_next_one() -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.drawn()
         for name in ("layers", "events", "chain"):
-            await click(dashboard, "1-8", last=True)
+            await click(dashboard, "1-9", last=True)
             await dashboard.wait_until(lambda name=name: dashboard.app.run_screen.has_class(f"view-{name}"))  # type: ignore[misc]
 
 

@@ -1,11 +1,11 @@
-"""Pictures of the task in a real run: they are sent to whoever watches, also while the run is paused."""
+"""Pictures of the task and counts for the lens in a real run: they are sent to whoever watches, also in a pause."""
 
 from __future__ import annotations
 
 from same_process import AttendedHere, run
 
-from tui_descent.protocol.commands import Pause, Stop, WatchTask
-from tui_descent.protocol.events import CommandDone, StateChanged, StepsCompleted, TaskTaken
+from tui_descent.protocol.commands import Pause, Stop, WatchLens, WatchTask
+from tui_descent.protocol.events import CommandDone, LensTaken, StateChanged, StepsCompleted, TaskTaken
 
 
 def test_pictures_are_made_until_the_viewer_that_asked_disconnects() -> None:
@@ -35,12 +35,13 @@ def test_pictures_are_made_until_the_viewer_that_asked_disconnects() -> None:
         live.close()
 
 
-def test_losses_with_the_view_open_are_those_of_the_headless_run() -> None:
+def test_losses_with_both_views_open_are_those_of_the_headless_run() -> None:
     plain = run("run", "healthy", "--json", "--steps", "40").losses
     live = AttendedHere("healthy", "run.steps=40", "run.evaluate_every=0", pace=100.0)
     try:
         viewer = live.viewer()
         assert isinstance(viewer.do(WatchTask(on=True, columns=70, rows=16)), CommandDone)
+        assert isinstance(viewer.do(WatchLens(on=True)), CommandDone)
         viewer.until_event(StateChanged, state="waiting")
         losses = {
             event.first + n: loss for event in viewer.events(StepsCompleted) for n, loss in enumerate(event.losses)
@@ -48,6 +49,7 @@ def test_losses_with_the_view_open_are_those_of_the_headless_run() -> None:
         assert losses
         assert losses == {step: plain[step] for step in losses}
         assert viewer.events(TaskTaken)[-1].step == 40, "the last picture is that of the trained net"
+        viewer.until_event(LensTaken, step=40)
         viewer.do(Stop())
         viewer.until_closed()
     finally:

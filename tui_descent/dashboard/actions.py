@@ -235,6 +235,7 @@ HANDLERS: dict[str, Handler] = {
     "leave": lambda screen, binding, key: screen.leave(),
     "up": lambda screen, binding, key: screen.select_or_scroll(1),
     "down": lambda screen, binding, key: screen.select_or_scroll(-1),
+    "nudge": lambda screen, binding, key: screen.change_nudge(key),
     "open_layer": lambda screen, binding, key: screen.open_layer_or_step(),
     "clear_selection": lambda screen, binding, key: screen.deselect_layer(),
     "suspend": lambda screen, binding, key: screen.app.action_suspend_process(),

@@ -125,7 +125,7 @@ class DescentApp(App[int]):
         actions.press(self.run_screen, key)
 
     def on_footer_panel_entry_clicked(self, event: FooterPanel.EntryClicked) -> None:
-        """Act as the key of the footer's entry, of two keys as the first; on `1-8`, show the next view."""
+        """Act as the key of the footer's entry, of two keys as the first; on `1-9`, show the next view."""
         if (shown := event.shown) == VIEW_KEYS:
             self.run_screen.show_next_view()
             return

@@ -21,6 +21,7 @@ from tui_descent.protocol.commands import (
     Source,
     TurnKnob,
     WatchCurvature,
+    WatchLens,
     WatchTask,
 )
 from tui_descent.protocol.events import (
@@ -39,7 +40,7 @@ from tui_descent.telemetry.history import History
 
 Reply = KnobTurned | CommandDone | CommandRejected
 # The dashboard sends these by itself; no key asks for them, so the footer does not show them.
-UNASKED = (WatchCurvature, WatchTask, ResizeTerminal)
+UNASKED = (WatchCurvature, WatchTask, WatchLens, ResizeTerminal)
 KEEPER_GONE = "the run's keeper has ended unexpectedly"
 # In these states the run makes no steps until it is resumed.
 STOPPED_STATES = frozenset({"paused", "held", "waiting"})

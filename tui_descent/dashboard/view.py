@@ -10,6 +10,14 @@ from tui_descent.protocol.events import Layer
 from tui_descent.telemetry.history import History
 
 
+@dataclass(frozen=True, slots=True)
+class Nudge:
+    """Where the activation lens compares a difference quotient with the derivative: at `x`, over the distance `h`."""
+
+    x: float = 1.0
+    h: float = 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """The history, the connection, and the display settings.
@@ -20,7 +28,7 @@ class View:
     too. `selected`: the index of the selected layer, in forward order. `output`: the newest lines that the script has
     printed, while they are shown. `stopping`: the user has asked to stop, and the script has not ended yet.
     `story_open`: the story view is open. `predict`: it asks for a prediction before a change; `prediction` is the
-    newest one.
+    newest one. `nudge`: what the activation lens compares.
     """
 
     history: History
@@ -39,6 +47,7 @@ class View:
     story_open: bool = False
     predict: bool = True
     prediction: Prediction | None = None
+    nudge: Nudge = Nudge()
 
     @property
     def silent_s(self) -> int:

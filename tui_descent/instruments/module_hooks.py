@@ -83,7 +83,7 @@ class ModuleHooks:
         self._silent = 0 if self._first_calls else self._silent + 1
         if self._silent < 2:
             return None
-        if self.reason is None and _has_compiled():
+        if self.reason is None and has_compiled():
             return f"{whose} run inside a part compiled by torch.compile"
         return (
             f"{whose} run {self.reason}" if self.reason else f"{whose} are not called between run.step() and the update"
@@ -196,7 +196,7 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _has_compiled() -> bool:
+def has_compiled() -> bool:
     """Whether torch.compile has compiled something in this process."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return dynamo is not None and bool(dynamo.counters.get("frames") or dynamo.counters.get("stats"))

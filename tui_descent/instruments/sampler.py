@@ -50,7 +50,7 @@ class Sampler:
         self._every, self._budget, self._at = every, budget, frozenset(at)
         self._norms = Interval(APART_S * min(1.0, DEFAULT_BUDGET / budget) if budget > 0 else math.inf, budget)
         self._slower = [Interval(every_s, share * budget) for every_s, share in SLOWER_TIERS]
-        self.curvature, self.task = CurvatureSchedule(budget), TaskSchedule()
+        self.curvature, self.task, self.lens = CurvatureSchedule(budget), TaskSchedule(), TaskSchedule()
         self._after_change = ReadingsAfterChange()
         self._period_s = 0.0  # the period of the steps in a paced run, otherwise 0
         self._now_s = 0.0
@@ -220,11 +220,16 @@ class Sampler:
     @property
     def time_s(self) -> float:
         """CPU seconds of the run's steps so far, watching included."""
-        return self._steps_s + self.curvature.took_s + self.task.took_s
+        return self._steps_s + self._apart_s
 
     @property
     def _watching_s(self) -> float:
-        return self._readings_s + self.curvature.took_s + self.task.took_s + self._hooks_s
+        return self._readings_s + self._apart_s + self._hooks_s
+
+    @property
+    def _apart_s(self) -> float:
+        """The time of what is measured between two steps."""
+        return self.curvature.took_s + self.task.took_s + self.lens.took_s
 
     @property
     def cost(self) -> float:

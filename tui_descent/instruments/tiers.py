@@ -152,7 +152,8 @@ class CurvatureSchedule(Interval):
 
 
 class TaskSchedule(Interval):
-    """Decides when a picture of the task is made. Pictures have their own share of the time, outside the budget.
+    """Decides when a picture of the task is made, or when the activation lens counts. Each has its own share of the
+    time, outside the budget.
 
     Time is measured by `Sampler.now_s`, the training's own time, so the pictures' share is the same on a busy machine.
     `took_s` is the total CPU time of all pictures so far.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tui_descent.protocol.channel import Peer
-from tui_descent.protocol.commands import AnyCommand, ClientRequest, TurnKnob, WatchCurvature, WatchTask
+from tui_descent.protocol.commands import AnyCommand, ClientRequest, TurnKnob, WatchCurvature, WatchLens, WatchTask
 from tui_descent.protocol.events import AnyEvent, CommandDone, CommandRejected, KnobTurned
 from tui_descent.telemetry.history import History
 
@@ -16,7 +16,7 @@ class Requests:
     def __init__(self, history: History) -> None:
         self._history = history
         self._unanswered: dict[tuple[int, int], ClientRequest] = {}  # by client and request
-        # The clients whose curvature or task view is open, each with the command that ends its readings.
+        # The clients whose curvature, task or lens view is open, each with the command that ends its readings.
         self._watching: set[tuple[int, AnyCommand]] = set()
 
     def pass_on(self, order: ClientRequest, link: Peer) -> CommandRejected | None:
@@ -25,7 +25,7 @@ class Requests:
             return self.reject(order, "the run has ended")
         if link.waiting > MAX_QUEUED_BYTES:
             return self.reject(order, "the trainer has not read the earlier requests yet")
-        if isinstance(order.command, WatchCurvature | WatchTask):
+        if isinstance(order.command, WatchCurvature | WatchTask | WatchLens):
             end = order.client, type(order.command)(on=False)
             (self._watching.add if order.command.on else self._watching.discard)(end)
         if order.request:

@@ -79,6 +79,16 @@ class WatchTask(Command, frozen=True, kw_only=True, tag="task"):
     rows: int = 0
 
 
+class WatchLens(Command, frozen=True, kw_only=True, tag="lens"):
+    """Count the pre-activations of a layer's activation from now on, at most five times a second. An empty `layer` is
+    the first one with an activation. The counts stop after the same command with `on = False`, or when the client
+    disconnects.
+    """
+
+    on: bool
+    layer: str = ""
+
+
 class RunRangeTest(Command, frozen=True, kw_only=True, tag="run_range_test"):
     """Run a learning-rate range test from the current state, then restore that state. The reply comes when the test is
     done. If a test is already running, no second test starts, and the reply comes when the running test is done.
@@ -115,6 +125,7 @@ AnyCommand = (
     | Redo
     | WatchCurvature
     | WatchTask
+    | WatchLens
     | RunRangeTest
     | CancelRangeTest
     | Stop

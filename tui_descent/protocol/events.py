@@ -13,6 +13,7 @@ from tui_descent.protocol.command_replies import CommandDone as CommandDone
 from tui_descent.protocol.command_replies import CommandRejected as CommandRejected
 from tui_descent.protocol.command_replies import KnobTurned as KnobTurned
 from tui_descent.protocol.curvature_reading import CurvatureReading, StabilityLimit
+from tui_descent.protocol.lens import ActivationPart, Histogram
 from tui_descent.protocol.range_test import RangeTestCompleted as RangeTestCompleted
 from tui_descent.protocol.task_pictures import TaskPicture
 from tui_descent.protocol.undo_events import Ghost
@@ -256,6 +257,26 @@ class TaskTaken(Event, frozen=True, kw_only=True, tag="task"):
     seconds: float
 
 
+class LensTaken(Event, frozen=True, kw_only=True, tag="lens"):
+    """The activation of one layer, and its inputs with the weights before update `step`; in a user loop, those of the
+    training pass before this update, of which they are the first.
+
+    It is sent only while a viewer has asked for the layer `asked` by `WatchLens`. `layer` is the layer that the
+    activation follows, `kind` the class of its module. `parts` is empty if the function is not known. `reason` says why
+    there is no histogram. `in_training` is False if the probe batch was evaluated.
+    """
+
+    segment: int
+    step: int
+    asked: str
+    layer: str
+    kind: str
+    parts: tuple[ActivationPart, ...]
+    histogram: Histogram | None
+    reason: str = ""
+    in_training: bool = False
+
+
 class Advice(msgspec.Struct, frozen=True):
     """A suggested change: a knob, its new value, and the key to press."""
 
@@ -411,6 +432,7 @@ AnyEvent = (
     | LedgerTaken
     | CurvatureTaken
     | TaskTaken
+    | LensTaken
     | RangeTestCompleted
     | Measured
     | LoopObserved

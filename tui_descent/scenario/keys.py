@@ -7,7 +7,7 @@ import msgspec
 from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Redo, RunRangeTest, RunSteps, TurnKnob, Undo
 
 RATE_STEP = 1.25
-VIEW_KEYS = "1-8"
+VIEW_KEYS = "1-9"
 
 
 class FooterEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,9 +236,9 @@ KEYS: tuple[KeyBinding, ...] = (
     KeyBinding(
         *(
             VIEW_KEYS,
-            ("1", "2", "3", "4", "5", "6", "7", "8"),
+            ("1", "2", "3", "4", "5", "6", "7", "8", "9"),
             "views",
-            "show a view: overview, layers, events, chain rule, curvature, metrics, a script's output or the task",
+            "show a view: overview, layers, events, chain rule, curvature, metrics, a script's output, task, lens",
             "show_view",
         ),
         footer=FooterEntry(word="views", rank=7),
@@ -284,6 +284,10 @@ KEYS: tuple[KeyBinding, ...] = (
         "select the layer below; in panels that scroll, scroll down",
         "down",
     ),
+    KeyBinding("←", ("left",), "x left", "activation lens (view 9): move x to the left", "nudge"),
+    KeyBinding("→", ("right",), "x right", "activation lens (view 9): move x to the right", "nudge"),
+    KeyBinding("(", ("left_parenthesis",), "halve h", "activation lens (view 9): halve the distance h", "nudge"),
+    KeyBinding(")", ("right_parenthesis",), "double h", "activation lens (view 9): double the distance h", "nudge"),
     KeyBinding(
         "enter",
         ("enter",),

@@ -25,6 +25,7 @@ from tui_descent.protocol.events import (
     Layer,
     LayersChanged,
     LedgerTaken,
+    LensTaken,
     LoopObserved,
     Marked,
     Measured,
@@ -59,6 +60,7 @@ from tui_descent.telemetry.smoothing import WINDOW, SmoothedLoss
 MAX_ENTRIES = 500
 # If there are more, the reading that is closest to its neighbours is dropped, so the rest still spans the run.
 MAX_CURVATURES = 512
+MAX_LENSES = 8  # layers whose activations viewers watch
 # How many ghosts (undone steps) are still shown, and for how many of these the gradients are kept for redo.
 MAX_GHOSTS = 8
 MAX_GHOSTS_WITH_GRADS = 2
@@ -104,6 +106,7 @@ class History:
         self.ledger: LedgerTaken | None = None
         self.curvatures: list[CurvatureTaken] = []
         self.task: TaskTaken | None = None  # the newest one; a new viewer asks for its own
+        self.lens: dict[str, LensTaken] = {}  # the newest ones, by the asked layer
         self.swept: RangeTestCompleted | None = None
         self.ghosts: tuple[Ghost, ...] = ()
         self.snapshot: SnapshotTaken | None = None
@@ -171,8 +174,8 @@ class History:
                 self.ledger = event
             case CurvatureTaken():
                 self._add_curvature(event)
-            case TaskTaken():
-                self.task = event
+            case TaskTaken() | LensTaken():
+                self._add_picture(event)
             case RangeTestCompleted():
                 self.swept = event
                 self._log(event)
@@ -311,6 +314,15 @@ class History:
             known.pop()  # logged again in the same step: the newest value counts
         known.append(event)
         self.evaluations = thinned(known, MAX_ENTRIES)
+
+    def _add_picture(self, event: TaskTaken | LensTaken) -> None:
+        if isinstance(event, TaskTaken):
+            self.task = event
+            return
+        self.lens.pop(event.asked, None)
+        self.lens[event.asked] = event
+        if len(self.lens) > MAX_LENSES:
+            self.lens.pop(next(iter(self.lens)))
 
     def _add_curvature(self, event: CurvatureTaken) -> None:
         kept = self.curvatures

@@ -16,6 +16,7 @@ from tui_descent.protocol.events import (
     Layer,
     LayersChanged,
     LedgerTaken,
+    LensTaken,
     ReadingsTaken,
     Rewound,
     RunStarted,
@@ -45,7 +46,7 @@ class JsonLines:
     def lines(self, event: AnyEvent) -> Iterator[str]:
         """The lines of one event: one per step for a `StepsCompleted`, one for most others.
 
-        There is none for a `CommandDone`, nor for a `TaskTaken`, which is for screens only.
+        There is none for a `CommandDone`, nor for a `TaskTaken` or a `LensTaken`, which are for screens only.
         """
         for table in self._tables(event):
             if self._first:
@@ -56,7 +57,7 @@ class JsonLines:
 
     def _tables(self, event: AnyEvent) -> Iterator[dict[str, Any]]:
         match event:
-            case CommandDone() | TaskTaken() | LedgerTaken(entries=[]):
+            case CommandDone() | TaskTaken() | LensTaken() | LedgerTaken(entries=[]):
                 return
             case StepsCompleted():
                 yield from _steps(event)

@@ -19,6 +19,7 @@ from tui_descent.dashboard.panels.curvature import CurvaturePanel
 from tui_descent.dashboard.panels.events import EventsPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
+from tui_descent.dashboard.panels.lens import LensPanel, NudgePanel
 from tui_descent.dashboard.panels.look_ahead import LookAheadPanel
 from tui_descent.dashboard.panels.loss_chart import LossPanel
 from tui_descent.dashboard.panels.metrics import MetricsPanel
@@ -39,6 +40,8 @@ PANELS = {
     "Gradient": GradientsPanel,
     "Update": UpdatesPanel,
     "Chain rule": ChainRulePanel,
+    "Activation lens": LensPanel,
+    "Nudge": NudgePanel,
     "Sharpness": SharpnessPanel,
     "Smallest curvature": SmallestCurvaturePanel,
     "Curvature": CurvaturePanel,

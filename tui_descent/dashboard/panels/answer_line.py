@@ -26,6 +26,7 @@ from tui_descent.protocol.commands import (
     TurnKnob,
     Undo,
     WatchCurvature,
+    WatchLens,
     WatchTask,
 )
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, Rewound
@@ -100,6 +101,8 @@ def describe(command: AnyCommand) -> str:
             return "curvature" if command.on else "no curvature"
         case WatchTask():
             return "pictures of the task" if command.on else "no pictures of the task"
+        case WatchLens():
+            return "activation lens" if command.on else "no activation lens"
         case RunRangeTest():
             return "range test"
         case CancelRangeTest():

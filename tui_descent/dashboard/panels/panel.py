@@ -69,7 +69,7 @@ class Panel(Widget, can_focus=True):
         wanted = (self.depends_on(view), width, height)
         if wanted == self._drawn:
             return True
-        keys = (view.selected, view.recent, view.log, view.ghosts, view.all_events, view.exchange)
+        keys = (view.selected, view.recent, view.log, view.ghosts, view.all_events, view.exchange, view.nudge)
         settings = (*keys, view.connected, view.history.state.state, width, height)
         if (
             self._drawn is not None

@@ -1,4 +1,4 @@
-"""The screen of a run: its panels in eight views. Panels that changed are redrawn at the frame rate."""
+"""The screen of a run: its panels in nine views. Panels that changed are redrawn at the frame rate."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.layer_bars import LayerBarsPanel
+from tui_descent.dashboard.panels.lens import LEAST_H, MOST_H, LensPanel, NudgePanel, asked_layer, limit_of
 from tui_descent.dashboard.panels.loss_chart import LossPanel
 from tui_descent.dashboard.panels.metrics import MetricsPanel
 from tui_descent.dashboard.panels.output import OutputPanel
@@ -46,14 +47,15 @@ from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSm
 from tui_descent.dashboard.terminal_size import script_size
 from tui_descent.dashboard.text.layer_names import block_of, find_again
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.commands import AnyCommand, ResizeTerminal, TurnKnob, WatchCurvature, WatchTask
+from tui_descent.protocol.commands import AnyCommand, ResizeTerminal, TurnKnob, WatchCurvature, WatchLens, WatchTask
 from tui_descent.protocol.layer_names import in_words
+from tui_descent.protocol.lens import BINS
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS, NEUTRAL_KNOBS, text_of
 from tui_descent.telemetry.script_output import ScriptOutput
 from tui_descent.telemetry.story import end_card
 
-# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-8.
+# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-9.
 VIEWS = {
     "overview": "overview",
     "layers": "layers",
@@ -63,6 +65,7 @@ VIEWS = {
     "metrics": "metrics",
     "output": "output",
     "task": "task",
+    "lens": "activation lens",
 }
 STORY = "story"  # the view of the key h
 # The panels that scroll with the arrow keys.
@@ -114,6 +117,7 @@ class RunScreen(Screen[None]):
         self._layers = bridge.history.layers  # the list of layers that `view.selected` is an index of
         self._curvature_requested = False
         self._task_requested = WatchTask(on=False)
+        self._lens_requested = WatchLens(on=False)
         self._end_shown_at: int | None = None  # the step of the end for which the card was opened
         self.add_class("view-overview")
 
@@ -129,6 +133,9 @@ class RunScreen(Screen[None]):
                 yield CurvaturePanel(id="curvature")
             with Vertical(id="task-column"):
                 yield TaskPanel(id="task")
+            with Vertical(id="lens-column"):
+                yield LensPanel(id="lens")
+                yield NudgePanel(id="nudge")
             with Vertical(id="metrics-column"):
                 yield MetricsPanel(id="metrics")
             with Vertical(id="time-column"):
@@ -155,6 +162,7 @@ class RunScreen(Screen[None]):
         """Draw one frame if anything has changed since the last one."""
         self._request_curvature()
         self._request_task()
+        self._request_lens()
         if self._is_script:
             self._resize_script_terminal()
         self.follow_layers()
@@ -225,6 +233,19 @@ class RunScreen(Screen[None]):
         possible = bridge.connected and bridge.history.live and started is not None and started.scenario is not None
         if wanted != self._task_requested and possible:
             self._task_requested = wanted
+            bridge.send(wanted)
+
+    def _request_lens(self) -> None:
+        """Make the trainer count pre-activations only while the lens is open, those of the selected layer."""
+        bridge, wanted = self.bridge, WatchLens(on=False)
+        if self.has_class("view-lens"):
+            wanted = WatchLens(on=True, layer=asked_layer(self.view))
+        started = bridge.history.started
+        scenario = scenario_of(started)
+        is_surface = scenario is not None and scenario.data is None  # without activations; the view says so
+        possible = bridge.connected and bridge.history.live and started is not None and not is_surface
+        if wanted != self._lens_requested and possible:
+            self._lens_requested = wanted
             bridge.send(wanted)
 
     def _resize_script_terminal(self) -> None:
@@ -449,6 +470,21 @@ class RunScreen(Screen[None]):
         if self.has_class("zoomed"):
             self._unzoom()
         self.view = replace(self.view, selected=None)
+
+    def change_nudge(self, key: str) -> None:
+        """Move the lens' x by a bin of its histogram, or halve or double h."""
+        if not self.has_class("view-lens"):
+            self.bridge.refuse("← → ( ) change x and h of the activation lens; press 9 to open it")
+            return
+        nudge, limit = self.view.nudge, limit_of(self.view)
+        x = min(max(nudge.x, -limit), limit)
+        if key in ("left", "right"):
+            x += 2 * limit / BINS * (1 if key == "right" else -1)
+            nudge = replace(nudge, x=min(max(x, -limit), limit))
+        else:
+            h = nudge.h * (2.0 if key == "right_parenthesis" else 0.5)
+            nudge = replace(nudge, h=min(max(h, LEAST_H), MOST_H))
+        self.view = replace(self.view, nudge=nudge)
 
     def open_layer_or_step(self) -> None:
         """In the chain-rule view, step through the backward pass; elsewhere open the selected layer's dialog."""

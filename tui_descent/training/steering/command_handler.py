@@ -20,11 +20,13 @@ from tui_descent.protocol.commands import (
     TurnKnob,
     Undo,
     WatchCurvature,
+    WatchLens,
     WatchTask,
 )
 from tui_descent.protocol.events import Evaluated, KnobTurned, Marked, Rewound
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
+from tui_descent.training.probes.lens_probe import LensProbe
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.probes.range_test_run import RangeTestRun
 from tui_descent.training.probes.task_probe import TaskProbe
@@ -62,12 +64,13 @@ class CommandHandler:
         undo_stack: UndoStack | None,
         curvature: CurvatureProbe | None,
         task: TaskProbe | None,
+        lens: LensProbe | None,
         evaluation: Evaluation | None,
         is_scenario: bool,
     ) -> None:
         self._progress, self._mode, self._steering, self._layers = progress, mode, steering, layers
         self._undo_stack, self._curvature, self._evaluation = undo_stack, curvature, evaluation
-        self._task = task
+        self._task, self._lens = task, lens
         self._is_scenario = is_scenario
         setup = steering.context.setup
         self._is_surface = setup is not None and setup.batches is None
@@ -201,6 +204,10 @@ class CommandHandler:
                 if self._task is None:
                     raise ValueError(NO_TASK)
                 return self._task.set_watching(client, on=command.on, columns=command.columns, rows=command.rows)
+            case WatchLens():
+                if self._lens is None or self._is_surface:
+                    raise ValueError("a test surface has no activations")
+                return self._lens.set_watching(client, on=command.on, layer=command.layer)
             case RunRangeTest():
                 return self._test_rates(client)
             case CancelRangeTest():

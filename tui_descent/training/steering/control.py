@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Literal, NoReturn
 
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, RunRangeTest, TurnKnob
 from tui_descent.protocol.events import KnobTurned, Noted, NotFinite, State, Status
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
+from tui_descent.training.probes.lens_probe import LensProbe
 from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.progress import Progress
 from tui_descent.training.run_description import OUR_NOTE, describe
@@ -48,6 +50,7 @@ class Control:
         undo_stack: UndoStack | None = None,
         curvature: CurvatureProbe | None = None,
         task: TaskProbe | None = None,
+        lens: LensProbe | None = None,
         evaluation: Evaluation | None = None,
         on_fault: OnFault = "note",
         explain: Callable[[Fault], Fault] = lambda fault: fault,
@@ -58,6 +61,7 @@ class Control:
         self.undo_stack, self.on_fault = undo_stack, on_fault
         self._progress, self._steering, self._results = progress, steering, results
         self._curvature, self._task, self._is_scenario = curvature, task, is_scenario
+        self._lens = lens
         self._queue = CommandQueue()
         self._handler = CommandHandler(
             progress,
@@ -68,6 +72,7 @@ class Control:
             undo_stack=undo_stack,
             curvature=curvature,
             task=task,
+            lens=lens,
             evaluation=evaluation,
             is_scenario=is_scenario,
         )
@@ -94,6 +99,7 @@ class Control:
             and mode.steps_left is None
             and mode.stop_reason is None
             and steering.pace is None
+            and (self._lens is None or not self._lens.awaits_pass)
             and (self._curvature is None or not self._curvature.may_read)
         )
 
@@ -247,6 +253,7 @@ class Control:
         self._steering.advance()
         self._read_curvature()
         self._picture_task()
+        self._count_pre_activations()
 
     def hold(self, reason: str, *, broken: bool = False, dropped: bool = False) -> None:
         """Hold the run until a command continues or ends it. With `broken`, an undo returns to the last good snapshot.
@@ -344,6 +351,7 @@ class Control:
                 progress.set_state(*(("paused", "") if progress.rewound else paused_as))
                 self._read_curvature(paused=True)
                 self._picture_task(paused=True)
+                self._count_pre_activations(paused=True)
                 progress.report_memory()
                 link.wait(None)
                 continue
@@ -377,3 +385,25 @@ class Control:
         with self._steering.muted():
             progress.emit(task.picture(progress, paid=not paused))
         progress.interrupted = True
+
+    def _count_pre_activations(self, *, paused: bool = False) -> None:
+        """Send the inputs of the activations that somebody watches, if they were copied in the last pass of a user loop
+        or are due now. A part that raises is switched off.
+        """
+        lens, progress = self._lens, self._progress
+        if lens is None:
+            return
+        if lens.awaits_pass and not paused:
+            self._send_pre_activations(lens, paid=True)
+        if not lens.due(progress, paused=paused):
+            return
+        self.report_all()
+        with self._steering.muted() if lens.evaluates else nullcontext():
+            lens.start(progress)
+        if lens.evaluates:
+            self._send_pre_activations(lens, paid=not paused)
+
+    def _send_pre_activations(self, lens: LensProbe, *, paid: bool) -> None:
+        for event in lens.finish(self._progress, paid=paid):
+            self._progress.emit(event)
+        self._progress.interrupted = True

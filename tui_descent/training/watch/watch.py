@@ -32,6 +32,7 @@ from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import Noted, RunEnded, RunStarted, Status
 from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
+from tui_descent.training.probes.lens_probe import LensProbe
 from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.progress import Progress
 from tui_descent.training.run_description import about_user_loop, position, started
@@ -89,10 +90,9 @@ class Watch:
         is_scenario: bool = False,
         state: Iterable[HoldsState] = (),
     ) -> None:
-        model, self.name = as_one_net(model), name
-        self.model = model
+        self.model = model = as_one_net(model)
         self.outcome: tuple[Status, str] | None = None
-        self._about, self._is_scenario = about, is_scenario
+        self.name, self._about, self._is_scenario = name, about, is_scenario
         self._sampler = sampler = sampler or Sampler()
         self.steering = steering = steering or Steering(model, steered_optimizers(optimizer))
         self.progress = progress = Progress(link)
@@ -105,6 +105,7 @@ class Watch:
         self._wiring = wiring = Wiring(model, steering, layers, progress, self.failures, is_scenario=is_scenario)
         replayed = None if replay is None else replay.replay_forward
         self._search = search = FaultSearch(model, self.failures, replay=replayed, muted=steering.muted)
+        self._lens = LensProbe(model, self._order, sampler, self.failures, steering.context.setup)
         self.control = Control(
             progress,
             steering,
@@ -114,15 +115,15 @@ class Watch:
             undo_stack=_undo_stack(link, steering, tuple(state), is_scenario=is_scenario),
             curvature=curvature,
             task=task,
+            lens=self._lens,
             evaluation=evaluate,
             on_fault=on_fault,
             explain=search.explain,
             is_scenario=is_scenario,
         )
         same_batch = None if replay is None else SameBatch(model, replay)
-        control, failures = self.control, self.failures
-        parts = progress, steering, control, results, layers, guard, sampler, search, same_batch, self._begin, failures
-        self._hooks = OptimizerHooks(*parts, tuple(listed(optimizer).values()), is_scenario, wiring)
+        parts = progress, steering, self.control, results, layers, guard, sampler, search, same_batch, self._begin
+        self._hooks = OptimizerHooks(*parts, self.failures, tuple(listed(optimizer).values()), is_scenario, wiring)
         self._misuse, self._gave_up, self._entered = Misuse(model, progress), False, False
         self._rates, self._timer = RateReport(steering, progress), StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
@@ -203,6 +204,7 @@ class Watch:
         self._hooks.detach()
         self._wiring.stop()
         self._order.stop()
+        self._lens.stop()
         self.steering.close()
 
     def loss(self, loss: Tensor | float, *, batch: object = None) -> bool:
