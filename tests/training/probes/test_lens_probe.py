@@ -19,7 +19,16 @@ from tui_descent.protocol.commands import TurnKnob, WatchLens
 from tui_descent.protocol.events import CommandRejected, LensTaken
 from tui_descent.protocol.lens import BINS, ActivationPart
 from tui_descent.scenario import presets
-from tui_descent.training.probes.lens_probe import NO_ACTIVATION, NO_MODULES, counted, limit_for, parts_of, some_values
+from tui_descent.training.probes.lens_probe import (
+    NO_ACTIVATION,
+    NO_MODULES,
+    NOT_CALLED,
+    NOT_CALLED_OR_COMPILED,
+    counted,
+    limit_for,
+    parts_of,
+    some_values,
+)
 from tui_descent.training.setup.build import Setup, build
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.steering.surgery.activation import Blend
@@ -214,7 +223,7 @@ def test_an_activation_in_a_compiled_part_has_a_reason(keeper: FakeKeeper, monke
     monkeypatch.setattr("tui_descent.training.probes.lens_probe.has_compiled", lambda: True)
     user_loop(UsesOnlyTheFirst(), keeper, watching=True)
     reasons = {event.reason for event in keeper.events(LensTaken)}
-    assert reasons == {"the activation runs inside a part compiled by torch.compile"}
+    assert reasons == {NOT_CALLED_OR_COMPILED}
 
 
 class UsesOnlyTheFirst(nn.Module):
@@ -227,9 +236,11 @@ class UsesOnlyTheFirst(nn.Module):
         return out
 
 
-def test_an_activation_that_is_not_called_has_a_reason(keeper: FakeKeeper) -> None:
+def test_an_activation_that_is_not_called_has_a_reason(keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An earlier test in this process may have compiled something.
+    monkeypatch.setattr("tui_descent.training.probes.lens_probe.has_compiled", lambda: False)
     user_loop(UsesOnlyTheFirst(), keeper, watching=True)
-    assert {event.reason for event in keeper.events(LensTaken)} == {"the activation was not called in the last step"}
+    assert {event.reason for event in keeper.events(LensTaken)} == {NOT_CALLED}
 
 
 def test_a_failure_does_not_reach_the_loop(keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ DEVIATIONS = 4.0  # the limit is at least this many standard deviations from the
 NO_MODULES = "this net has no activation modules; functions such as F.relu cannot be seen"
 NO_ACTIVATION = "no activation module follows this layer"
 NOT_CALLED = "the activation was not called in the last step"
+NOT_CALLED_OR_COMPILED = "the activation was not called in the last step, or torch.compile has compiled it"
 
 _NAMES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {  # the name, and the attributes that are its parameters
     nn.ReLU: ("relu", ()),
@@ -147,11 +148,13 @@ class LensProbe:
         """
         start_s = time.thread_time()
         reason = None if self._hooks is None else self._hooks.reason
-        if reason is None and has_compiled():
-            reason = "inside a part compiled by torch.compile"
+        # Which modules a compiled graph contains is not known, only that something in this process was compiled.
+        not_called = NOT_CALLED_OR_COMPILED if has_compiled() else NOT_CALLED
+        if reason is not None:
+            not_called = f"the activation runs {reason}"
         events: list[LensTaken] = []
         with self._failures.guard(PART):
-            events = [self._event(asked, progress, reason) for asked in self._targets]
+            events = [self._event(asked, progress, not_called) for asked in self._targets]
         self.stop()
         self._schedule.took(self._took_s + time.thread_time() - start_s, self._sampler.now_s, paid=paid)
         return events
@@ -163,14 +166,14 @@ class LensProbe:
         self._hooks = None
         self._targets, self._kept, self._reasons = {}, {}, {}
 
-    def _event(self, asked: str, progress: Progress, reason: str | None) -> LensTaken:
+    def _event(self, asked: str, progress: Progress, not_called: str) -> LensTaken:
         layer, module, missing = self._targets[asked]
         parts: tuple[ActivationPart, ...] = ()
         histogram = None
         if module is not None:
             parts = tuple(parts_of(module))
             kept = self._kept.get(id(module))
-            missing = self._reasons.get(id(module), f"the activation runs {reason}" if reason else NOT_CALLED)
+            missing = self._reasons.get(id(module), not_called)
             if kept is not None:
                 missing = ""
                 self._limits[asked] = limit = limit_for(kept[0], self._limits.get(asked))
