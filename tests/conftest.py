@@ -24,7 +24,7 @@ from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The many processes that tests start would all compile this package anew if none of them wrote the compiled files.
+# Otherwise every process that a test starts would compile this package again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

@@ -133,3 +133,12 @@ async def test_a_caption_stays_until_the_next_one() -> None:
         dashboard.keeper.publish(Noted(step=101, text="Now the residual connections.", level="caption"))
         await dashboard.shows("▸ Now the residual connections.")
         assert "Twenty sigmoid layers. Twenty" not in dashboard.text()
+
+
+async def test_a_failed_run_can_be_restarted() -> None:
+    async with open_dashboard((120, 40), run_of(100)) as dashboard:
+        dashboard.keeper.publish(RunEnded(status="failed", step=100, reason="no memory"))
+        await dashboard.shows("no memory")
+        await dashboard.press("R")
+        await dashboard.wait_until(lambda: dashboard.app.return_value is not None)
+        assert (dashboard.app.return_value, dashboard.app.then) == (1, "restart")

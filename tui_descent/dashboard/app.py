@@ -199,4 +199,4 @@ def run_dashboard(
     elif code == EXIT_CODES["lost"] and trouble:
         print_trouble(trouble, log_path if script and keeper_gone() else None)
     code = code if code is not None else app.return_code or 0
-    return code, app.then if code == 0 else "quit"
+    return code, app.then

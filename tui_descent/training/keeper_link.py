@@ -348,7 +348,7 @@ os.register_at_fork(after_in_child=_detach_all)
 
 def is_launched_under_exec() -> bool:
     """Whether `exec` has started this process or its launcher, but the process has no connection to the keeper. If so,
-    the loop trains unwatched. The keeper is told by a file in the run's folder, the user by a message.
+    the loop trains unwatched. A file in the run's folder tells the keeper, a message tells the user.
     """
     folder = os.environ.get(ENV_FOLDER)
     if not folder or not Path(folder).is_dir() or find_fd(os.environ.get(ENV_LINK, "")) is not None:

@@ -239,7 +239,7 @@ def test_outcome_of_an_intervention_that_helps_is_healthy() -> None:
 
 
 def test_a_change_that_cannot_help_is_no_prediction_that_came_true() -> None:
-    """Ten times the learning rate does nothing for vanishing gradients. Nobody was told so before."""
+    """Ten times the learning rate does nothing for vanishing gradients. No message has predicted that."""
     scenario = preset("vanishing")
     observed = Observed(scenario)
     observed.run(60, every=5)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from functools import lru_cache
 from typing import Any
 
-import msgspec
 from rich.style import Style
 from textual.strip import Strip
 
@@ -100,15 +98,23 @@ def scenario_of(started: RunStarted | None) -> Scenario | None:
     """The scenario of a run; None for a user's script."""
     if started is None or started.scenario is None:
         return None
-    return _scenario(msgspec.json.encode(started.scenario))
+    if _newest.started is not started:
+        _newest.started = started
+        try:
+            _newest.scenario = from_table(started.scenario, source="run", shortened=True)
+        except ScenarioError:  # of another version
+            _newest.scenario = None
+    return _newest.scenario
 
 
-@lru_cache(maxsize=2)
-def _scenario(table: bytes) -> Scenario | None:
-    try:
-        return from_table(msgspec.json.decode(table), source="run", shortened=True)
-    except ScenarioError:  # of another version
-        return None
+class _Newest:
+    """The scenario that was read last: it is asked for at every frame."""
+
+    started: RunStarted | None = None
+    scenario: Scenario | None = None
+
+
+_newest = _Newest()
 
 
 def _story(started: RunStarted, width: int) -> list[Row]:

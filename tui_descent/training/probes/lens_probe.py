@@ -211,7 +211,7 @@ class LensProbe:
 def _target(net: NetStructure, asked: str) -> tuple[str, nn.Module | None, str]:
     """The layer whose activation is shown for the layer `asked`, that activation, and why there is none.
 
-    A layer without an activation of its own, such as a norm layer, stands for its block.
+    If a layer has no activation of its own, as a norm layer, the activation of its block is used.
     """
     if not net.activations:
         return asked, None, NO_MODULES
