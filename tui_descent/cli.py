@@ -178,7 +178,7 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_presets(commands: Any) -> None:
-    from tui_descent.scenario.claims import METRICS
+    from tui_descent.scenario.metrics import METRICS
 
     metrics = "\n".join(f"  {name:<20}{text}" for name, text in METRICS.items())
     presets = commands.add_parser(
@@ -509,15 +509,17 @@ def _print_presets() -> int:
 
 
 def _print_preset(scenario: Scenario, path: Path) -> None:
-    from tui_descent.scenario.claims import claim_text
+    from tui_descent.scenario.claims import claim_sentence
 
     print(f"{scenario.title}\n{scenario.theme}\n\n{scenario.story.strip()}\n")
     if scenario.remedy:
         print(f"remedy: {', or '.join(scenario.remedy)}")
     for claim in scenario.claim:
-        at = "" if claim.at is None else f" at step {claim.at}"
-        given = f" after {', '.join(claim.given)}" if claim.given else ""
-        print(f"claims: {claim.metric}{at} {claim_text(claim)}{given}")
+        print(f"claims: {claim_sentence(claim)}")
+    if scenario.cause_off:
+        print(f"without its cause ({', '.join(scenario.cause_off)}) at least one claim fails")
+    if scenario.sources:
+        print(f"sources: {'; '.join(scenario.sources)}")
     print(f"\n# {path.name}\n{path.read_text(encoding='utf-8').strip()}")
 
 

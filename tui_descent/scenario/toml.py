@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from tui_descent.scenario import knobs, schedules
-from tui_descent.scenario.claims import METRICS
+from tui_descent.scenario.claim_problems import claim_problems
 from tui_descent.scenario.spec import UNDO, ConvModel, DigitsData, Scenario, SurfaceModel, TextData, TransformerModel
 from tui_descent.scenario.toml_limits import excess
-from tui_descent.scenario.validate import MAX_SHOWN, Problem, convert, escape_controls, nearest, shorten
+from tui_descent.scenario.validate import MAX_SHOWN, Problem, convert, escape_controls, shorten
 
 MAX_BYTES = 1_000_000
 SURFACE_PARAMETERS = {"fragment": 1, "valley": 2, "saddle": 2, "monkey_saddle": 2, "rosenbrock": 2}
@@ -67,6 +67,12 @@ def from_table(
         raise ScenarioError(source, problems)
     assert isinstance(scenario, Scenario)
     return scenario
+
+
+def variant(scenario: Scenario, overrides: Iterable[str]) -> Scenario:
+    """The scenario with some overrides, without its claims. Raises `ScenarioError`."""
+    table = to_table(scenario) | {"claim": [], "cause_off": []}
+    return from_table(table, source=scenario.title, overrides=overrides)
 
 
 def to_table(scenario: Scenario) -> dict[str, Any]:
@@ -163,12 +169,16 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
             )
     for n, remedy in enumerate(s.remedy):
         found += _remedy_problems(s, n, remedy)
-    for n, claim in enumerate(s.claim):
-        found += _claim_problems(s, n, whole=whole)
-        if claim.metric not in METRICS:
-            text = f'found "{shorten(claim.metric, 60)}"; allowed: {", ".join(METRICS)}{nearest(claim.metric, METRICS)}'
-            found.append(Problem(f"claim[{n}].metric", text))
+    found += claim_problems(s, lambda overrides: _variant_problems(s, overrides), whole=whole)
     return found
+
+
+def _variant_problems(s: Scenario, overrides: tuple[str, ...]) -> list[Problem]:
+    try:
+        variant(s, overrides)
+    except ScenarioError as error:
+        return [*error.problems]
+    return []
 
 
 def _remedy_problems(s: Scenario, n: int, text: str) -> list[Problem]:
@@ -215,19 +225,4 @@ def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:
     if len(model.start) != want:
         text = f"found {len(model.start)} values; allowed: {want} for {model.function}"
         found.append(Problem("model.start", text))
-    return found
-
-
-def _claim_problems(s: Scenario, n: int, *, whole: bool) -> list[Problem]:
-    claim, place = s.claim[n], f"claim[{n}]"
-    found = []
-    if claim.below is None and claim.above is None and claim.equals is None:
-        found.append(Problem(place, "has no condition; add below, above or equals"))
-    if whole and claim.at is not None and claim.at > s.run.steps:
-        found.append(Problem(f"{place}.at", f"found {claim.at}; allowed: at most run.steps = {s.run.steps}"))
-    for k, text in enumerate(claim.given):
-        try:
-            knobs.parse_at(text)
-        except ValueError as error:
-            found.append(Problem(f"{place}.given[{k}]", str(error)))
     return found

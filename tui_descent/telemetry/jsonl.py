@@ -25,7 +25,7 @@ from tui_descent.protocol.events import (
     TaskTaken,
 )
 from tui_descent.protocol.layer_names import of_one_net
-from tui_descent.scenario.claims import first_to_last_grad
+from tui_descent.scenario.metrics import first_to_last_grad
 
 VERSION = 1
 

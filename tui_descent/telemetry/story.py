@@ -11,10 +11,11 @@ from typing import Literal
 import msgspec
 
 from tui_descent.protocol.events import CurvatureTaken, KnobTurned
-from tui_descent.scenario.claims import NEEDS_CURVATURE, NEEDS_READING, claim_sentence, holds
+from tui_descent.scenario.claims import claim_sentence, holds
 from tui_descent.scenario.key_words import how_to_press
 from tui_descent.scenario.knob_table import NEUTRAL_KNOBS
 from tui_descent.scenario.knobs import parse, parse_at
+from tui_descent.scenario.metrics import NEEDS_CURVATURE, NEEDS_READING
 from tui_descent.scenario.presets import names
 from tui_descent.scenario.spec import UNDO, Claim, Scenario
 from tui_descent.telemetry.history import History
@@ -149,6 +150,10 @@ def _to_try(scenario: Scenario, history: History, name: str) -> Iterator[str]:
 def _judged(claim: Claim, scenario: Scenario, history: History) -> ClaimResult:
     given = [parse_at(text) for text in claim.given]
     words = claim_sentence(claim)
+    if claim.divided_by is not None or claim.seeds is not None or claim.largest is not None:
+        return ClaimResult(words, "needs several runs: presets --verify", "not tested")
+    if claim.overrides:
+        return ClaimResult(words, "needs another scenario: presets --verify", "not tested")
     made = [turned for turned in _in_force(history) if turned.knob not in NEUTRAL_KNOBS]
     shift = 0
     if given:
@@ -166,7 +171,8 @@ def _judged(claim: Claim, scenario: Scenario, history: History) -> ClaimResult:
     step = None if claim.at is None else claim.at + shift
     if step is not None and step > history.steps:
         return ClaimResult(words, f"the run ended before step {step:,}", "not tested")
-    value, read_at = _value(claim.metric, step, history)
+    since = made[-1].step if given else 0
+    value, read_at = _value(claim, step, since, history)
     if value is None:
         why = "press 5 to measure the curvature" if claim.metric in NEEDS_CURVATURE else "not measured in this run"
         return ClaimResult(words, why, "not tested")
@@ -175,9 +181,11 @@ def _judged(claim: Claim, scenario: Scenario, history: History) -> ClaimResult:
     return ClaimResult(words, f"{shown}{where}", "held" if holds(claim, value) else "not held")
 
 
-def _value(metric: str, step: int | None, history: History) -> tuple[float | str | None, int | None]:
+def _value(claim: Claim, step: int | None, since: int, history: History) -> tuple[float | str | None, int | None]:
     """The metric at a step as the history knows it, and the step at which it was measured."""
-    pyramid, ended = history.losses.get(history.segment), history.ended
+    pyramid, ended, metric = history.losses.get(history.segment), history.ended, claim.metric
+    if metric in ("loss_max", "steps_to"):
+        return _over_losses(claim, step, since, history), step
     if metric in ("loss", "loss_mean", "loss_ratio"):
         return _loss(metric, step, history), step
     if metric in NEEDS_CURVATURE:
@@ -187,8 +195,8 @@ def _value(metric: str, step: int | None, history: History) -> tuple[float | str
     if metric == "steps":
         return float(history.steps), None
     if metric == "accuracy":
-        found = ended.accuracy if ended is not None else None
-        newest = next((e.accuracy for e in reversed(history.evaluations)), None)
+        found = ended.accuracy if ended is not None and step is None else None
+        newest = next((e.accuracy for e in reversed(history.evaluations) if step is None or e.step <= step), None)
         return (newest if found is None else found), None
     if ended is None or pyramid is None:
         return None, None
@@ -213,6 +221,20 @@ def _loss(metric: str, step: int | None, history: History) -> float | None:
         return mean
     first = pyramid.window(1, 0, 0)
     return mean / first[0][1][2] if first and first[0][1][2] else None
+
+
+def _over_losses(claim: Claim, step: int | None, since: int, history: History) -> float | None:
+    """The largest loss before a step, or the number of steps to a loss; None if old losses are no longer kept."""
+    pyramid = history.losses.get(history.segment)
+    first, end = (since if claim.metric == "steps_to" else 0), (history.steps if step is None else step)
+    bins = pyramid.window(1, first, end - 1) if pyramid is not None else []
+    if len(bins) < end - first or not bins:
+        return None
+    if claim.metric == "loss_max":
+        return max(values[1] for _, values in bins)
+    assert claim.target is not None
+    reached = (k for k, values in bins if values[2] < claim.target)
+    return float(next(reached, math.inf) - first)
 
 
 def _curvature(metric: str, step: int | None, history: History) -> tuple[float | None, int | None]:

@@ -10,7 +10,7 @@ from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import Diagnosed, NotFinite, RunEnded
 from tui_descent.protocol.layer_names import of_one_net, pair_in_words
-from tui_descent.scenario.claims import first_to_last_grad
+from tui_descent.scenario.metrics import first_to_last_grad
 from tui_descent.telemetry.diagnosis import MIN_STEPS, verdict, without_advice
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.last_verdict import last_turn
