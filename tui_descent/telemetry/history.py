@@ -104,6 +104,7 @@ class History:
         self.diagnosis: Diagnosed | None = None
         self.measured: dict[str, Measured] = {}
         self.ledger: LedgerTaken | None = None
+        self.backward_pass: LedgerTaken | None = None  # the newest one with parts
         self.curvatures: list[CurvatureTaken] = []
         self.task: TaskTaken | None = None  # the newest one; a new viewer asks for its own
         self.lens: dict[str, LensTaken] = {}  # the newest ones, by the asked layer
@@ -172,6 +173,8 @@ class History:
                 self._device(event)
             case LedgerTaken():
                 self.ledger = event
+                if any(entry.parts for entry in event.entries):
+                    self.backward_pass = event
             case CurvatureTaken():
                 self._add_curvature(event)
             case TaskTaken() | LensTaken():

@@ -47,7 +47,15 @@ from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSm
 from tui_descent.dashboard.terminal_size import script_size
 from tui_descent.dashboard.text.layer_names import block_of, find_again
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.commands import AnyCommand, ResizeTerminal, TurnKnob, WatchCurvature, WatchLens, WatchTask
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    MeasureBackwardPass,
+    ResizeTerminal,
+    TurnKnob,
+    WatchCurvature,
+    WatchLens,
+    WatchTask,
+)
 from tui_descent.protocol.layer_names import in_words
 from tui_descent.protocol.lens import BINS
 from tui_descent.scenario.keys import KEYS
@@ -490,8 +498,13 @@ class RunScreen(Screen[None]):
         """In the chain-rule view, step through the backward pass; elsewhere open the selected layer's dialog."""
         if not self._shows_chain_rule():
             self.open_layer()
-        elif self.query_one(ChainRulePanel).step(self.view):
+            return
+        chain = self.query_one(ChainRulePanel)
+        starts = not chain.stepping
+        if chain.step(self.view):
             self._drawn = None
+            if starts and self.bridge.history.live and not self.bridge.unavailable:
+                self.bridge.send(MeasureBackwardPass())
         else:
             self.bridge.refuse("no chain-rule reading to step through")
 
