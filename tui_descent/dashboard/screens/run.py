@@ -18,6 +18,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 
 from tui_descent.dashboard.bridge import Bridge
+from tui_descent.dashboard.dialogs.activation import ActivationDialog
 from tui_descent.dashboard.dialogs.end_card import EndCardDialog
 from tui_descent.dashboard.dialogs.layer import LayerDialog
 from tui_descent.dashboard.dialogs.leave import Then
@@ -244,9 +245,11 @@ class RunScreen(Screen[None]):
             bridge.send(wanted)
 
     def _request_lens(self) -> None:
-        """Make the trainer count pre-activations only while the lens is open, those of the selected layer."""
+        """Make the trainer count pre-activations of the selected layer, only while the lens or the activation dialog is
+        open.
+        """
         bridge, wanted = self.bridge, WatchLens(on=False)
-        if self.has_class("view-lens"):
+        if self.has_class("view-lens") or isinstance(self.app.screen, ActivationDialog):
             wanted = WatchLens(on=True, layer=asked_layer(self.view))
         started = bridge.history.started
         scenario = scenario_of(started)
