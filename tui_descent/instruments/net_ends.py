@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from tui_descent.instruments.deferred import Deferred
 from tui_descent.instruments.failures import Failures
-from tui_descent.instruments.loss_graph import last_operation
+from tui_descent.instruments.loss_graph import last_operation, node_number
 from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, plain
 from tui_descent.instruments.net_structure import WatchedLayer
 
@@ -33,7 +33,7 @@ _ANY_SCALE = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding, n
 class Output:
     """The output of a net: the rms of its numbers, and the rms of their standard deviations over the samples.
     `inputs_vary` says whether the samples of the batch differ. `last` is the operation that the output comes from, with
-    the number of classes, if it is a softmax or sigmoid.
+    the number of classes, if it is a softmax or sigmoid; `node` is the number of the operation in the graph.
     """
 
     rms: float
@@ -41,6 +41,7 @@ class Output:
     samples: int
     inputs_vary: bool
     last: tuple[str, int] | None = None
+    node: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class _Call:
     samples: int
     numbers: Tensor  # (3,): mean square, mean variance over the samples, how much the inputs vary
     last: tuple[str, int] | None
+    node: int | None
 
 
 class NetEnds:
@@ -110,7 +112,7 @@ class NetEnds:
             outputs = {}
             for name, call in calls.items():
                 square, variance, vary = (next(numbers) for _ in range(3))
-                outputs[name] = Output(_root(square), _root(variance), call.samples, vary > 0, call.last)
+                outputs[name] = Output(_root(square), _root(variance), call.samples, vary > 0, call.last, call.node)
             rms = {}
             for name in inputs:
                 total, count = next(numbers), next(numbers)
@@ -129,6 +131,8 @@ class NetEnds:
         if name in self._calls:
             return
         given, made = _batch((*args, kwargs)), _batch(output, floating=True)
+        if made is None and isinstance(output, Tensor) and output.dim() == 1 and output.is_floating_point():
+            made = output  # one number for each sample
         if given is None or made is None or len(given) != len(made) or not made.numel():
             return
         # While a net is exported, none of our operations may be recorded, not even switching gradients off.
@@ -143,7 +147,7 @@ class NetEnds:
             )
         # A single output number for each sample, as in a regression, may well be constant for a while.
         samples = len(rows) if rows.shape[1] > 1 else 1
-        self._calls[name] = _Call(samples, numbers, self.last)
+        self._calls[name] = _Call(samples, numbers, self.last, node_number(made))
 
     def _before_first(self, name: str, args: Args) -> None:
         if name in self._inputs or not args or not isinstance(args[0], Tensor):

@@ -19,6 +19,7 @@ NAME_WIDTH = 16  # longer names of layers are shortened at the front
 SMALLEST_RATE, SMALL_RATE = 1e-15, 1e-5
 QUESTION = "The net ends in a {gets}. Does the loss apply it too?"
 QUESTION_SURE = 0.6
+SMALL_TARGETS = "The targets have an rms below 0.01: normalise them?"
 LACKS = "Optimizer lacks {absent}."  # for a name that leaves no room for more
 SHORT_NAME = 15
 # The longest two names with which a sentence about them may say more.
@@ -164,6 +165,18 @@ RULES: tuple[Rule, ...] = (
         useless="any knob: the loss falls without limit",
     ),
     Rule(
+        finding="all pairs",
+        kind="wiring",
+        condition="the loss is a distance such as mse, and broadcasting has paired N outputs of shape (N, 1) with N "
+        "targets of shape (N), or the reverse",
+        threshold="none: the shapes are read from the graph of the first loss",
+        sentence="Outputs {outputs} and targets {targets} are broadcast: reshape one.",
+        check="Print the shapes. torch warns of it (view 7): the loss is the mean over all N × N pairs, so the best "
+        "outputs are all equal to the mean target.",
+        helps="targets of the outputs' shape: y.unsqueeze(1), or model(x).squeeze(1)",
+        useless="any knob: the net learns the mean target",
+    ),
+    Rule(
         finding="batch norm of one sample",
         kind="wiring",
         condition="a batch norm in training mode gets a batch of one sample, in 2 measured steps in a row",
@@ -183,6 +196,19 @@ RULES: tuple[Rule, ...] = (
         check="Print x.square().mean().sqrt() of a batch; images in 0…255 have about 100.",
         helps="(x − mean) / std, with the mean and std of the training data",
         useless="another activation",
+    ),
+    Rule(
+        finding="target scale",
+        kind="wiring",
+        condition="the loss is the mean distance (mse, L1, Huber) of the net's outputs to targets whose rms is beyond "
+        "1e-2…1e2, and the outputs have not come near them, in 2 measured steps in a row from step 10 on. Not checked "
+        "on a GPU",
+        threshold="1e-2 and 1e2: a net starts with outputs of about 1. The distance is more than 4 times the rms of "
+        "the outputs, so it is the rms of the targets within a quarter",
+        sentence="The targets have an rms of about {rms:.2g}: normalise them.",
+        check="Print y.square().mean().sqrt() of a batch, and the same of the outputs.",
+        helps="(y − mean) / std, with the mean and std of the training targets; undo this for predictions",
+        useless="waiting: with Adam, outputs grow by about the learning rate in a step",
     ),
     Rule(
         finding="constant output",
@@ -255,6 +281,8 @@ def words(finding: Finding) -> str:
                 return RATE_ZERO.format_map({**evidence, **parts})
         case "no update" if "left" in evidence:
             return sentence_case(TAKEN_BACK.format_map(parts))
+        case "target scale" if evidence.get("question"):
+            return SMALL_TARGETS
         case "frozen layers":
             parts["are"] = "is" if evidence["frozen"] == 1 else "are"
             parts["biases"] = ", biases train" if evidence.get("biases") else ""

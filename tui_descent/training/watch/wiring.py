@@ -161,8 +161,13 @@ class Wiring:
                     if (one := self._overwritten) is not None and one.row < len(sample.rows):
                         fresh = row_value(sample.rows[one.row], "age") == 0
                         one.measured(step, row_value(sample.rows[one.row], "update_norm") if fresh else None)
-                self._by_reading.check_ends(step, ends)
+                self._check_ends(step, ends)
         return sample
+
+    def _check_ends(self, step: int, ends: Ends) -> None:
+        self._by_reading.check_ends(step, ends)
+        if self._by_loss is not None:
+            self._by_loss.add_outputs(step, ends.outputs)
 
     def step(self, loss: object, updates: int, *, skipped: bool, skipped_in_a_row: int) -> None:
         """Called at `run.step(loss)`. `updates` is the number of updates since the last call. `skipped` says that an
@@ -190,6 +195,8 @@ class Wiring:
         self._follow_net()
         if self._by_loss is not None:
             self._by_loss.observe(loss, self._ends)
+            if self._due:
+                self._by_loss.add_loss(self._progress.step, loss)
         if not updates and not skipped:
             self._stop_following()  # the loop accumulates gradients
             self._losses += 1
@@ -207,7 +214,7 @@ class Wiring:
             self._check()
         if self._looks_left > 0:
             if self._measures:
-                self._by_reading.check_ends(self._progress.step, self._ends.read().result())
+                self._check_ends(self._progress.step, self._ends.read().result())
             self._looks_left -= 1
             self._measures = LOOKS - self._looks_left in MEASURED and not self._asynchronous
             if self._measures:
