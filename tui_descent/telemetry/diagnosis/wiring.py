@@ -20,6 +20,7 @@ SMALLEST_RATE, SMALL_RATE = 1e-15, 1e-5
 QUESTION = "The net ends in a {gets}. Does the loss apply it too?"
 QUESTION_SURE = 0.6
 SMALL_TARGETS = "The targets have an rms below 0.01: normalise them?"
+MAYBE_EVAL = "{layer} trains in eval mode. Is that meant?"
 LACKS = "Optimizer lacks {absent}."  # for a name that leaves no room for more
 SHORT_NAME = 15
 # The longest two names with which a sentence about them may say more.
@@ -187,6 +188,19 @@ RULES: tuple[Rule, ...] = (
         useless="a smaller rate",
     ),
     Rule(
+        finding="eval mode",
+        kind="wiring",
+        condition="updates are made from passes in which the net, or a part of it with trainable weights, is in eval "
+        "mode with its dropouts or batch norms, in 2 measured steps in a row. A question if only the running "
+        "statistics of a net that came with them are kept. Modules put into eval mode one by one, and frozen batch "
+        "norms, do not count",
+        threshold="none: module.training is read",
+        sentence="{layer} trains in eval mode: call train() after validation.",
+        check="Print model.training before backward().",
+        helps="model.train() at the start of each epoch, and after each validation",
+        useless="another rate or activation: batch norms use statistics that do not fit, dropout is off",
+    ),
+    Rule(
         finding="input scale",
         kind="wiring",
         condition="the rms of the non-zero inputs of the first layer is below 1e-2 or above 1e2, in 2 measured steps "
@@ -281,6 +295,8 @@ def words(finding: Finding) -> str:
                 return RATE_ZERO.format_map({**evidence, **parts})
         case "no update" if "left" in evidence:
             return sentence_case(TAKEN_BACK.format_map(parts))
+        case "eval mode" if evidence.get("question"):
+            return sentence_case(MAYBE_EVAL.format_map(parts))
         case "target scale" if evidence.get("question"):
             return SMALL_TARGETS
         case "frozen layers":
