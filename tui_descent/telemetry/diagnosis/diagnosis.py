@@ -244,7 +244,7 @@ class Diagnosis:
         """
         if self._numerics is not None:
             return self._numerics
-        facts = [x for x in self._wiring.values() if x.finding not in wiring.SYMPTOMS or not self._is_explained()]
+        facts = [x for x in self._wiring.values() if self._counts(x)]
         facts.sort(key=lambda fact: (_is_neutral(fact), wiring.ORDER.index(fact.finding)))
         said = self._said
         gives_way = (said is not None and said.finding in FINE) or self._may_have_ended
@@ -256,6 +256,13 @@ class Diagnosis:
     def _may_have_ended(self) -> bool:
         """Whether facts about the wiring have not been checked yet since the last intervention."""
         return self._window_start > 0 and self._step_count < STEPS_TO_CHECK
+
+    def _counts(self, fact: Finding) -> bool:
+        """Whether a fact may be shown now."""
+        if fact.finding in wiring.SLOWS_SGD:
+            said = None if self._said is None else self._said.finding
+            return said in ("plateau", "rate too small", "not clear") and self.context.adaptive is False
+        return fact.finding not in wiring.SYMPTOMS or not self._is_explained()
 
     def _is_explained(self) -> bool:
         """Whether an output that is the same for all samples follows from dead units or a vanishing gradient.

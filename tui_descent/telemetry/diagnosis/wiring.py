@@ -144,6 +144,19 @@ RULES: tuple[Rule, ...] = (
         useless="a smaller rate",
     ),
     Rule(
+        finding="gradients cut",
+        kind="wiring",
+        condition="what the optimizer gets of a gradient is less than a hundredth of what the backward pass has left, "
+        "in 3 of the first updates in a row, as after clipping; shown if the loss does not fall and the optimizer is "
+        "SGD, with or without momentum. Not checked on a GPU or with a GradScaler",
+        threshold="1e-2; clipping usually cuts single gradients to a tenth",
+        sentence="Gradients are cut to {left:.0e} of their size: is the clip limit too low?",
+        check="The gradient norm has the same value at each reading: the limit. Print what clip_grad_norm_ returns, "
+        "the norm before.",
+        helps="a limit near the usual norm of the gradient, as 1 or 10",
+        useless="another net. Adam scales its updates itself, so there clipping is rarely the cause",
+    ),
+    Rule(
         finding="softmax twice",
         kind="wiring",
         condition="the graph of the loss shows a softmax or sigmoid directly before an operation that takes logits; if "
@@ -249,6 +262,8 @@ RULES: tuple[Rule, ...] = (
 # Facts that a judgement of the gradients, such as vanishing or dead units, may explain. The judgement then has
 # priority.
 SYMPTOMS = frozenset({"constant output"})
+# Facts that explain a loss that does not fall, if the optimizer is SGD.
+SLOWS_SGD = frozenset({"gradients cut"})
 ORDER = [rule.finding for rule in RULES]  # the first fact that holds is shown
 _SENTENCES = {rule.finding: rule.sentence for rule in RULES}
 
