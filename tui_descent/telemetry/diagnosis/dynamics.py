@@ -118,6 +118,19 @@ RULES: tuple[Rule, ...] = (
         useless="another activation or residual connections at the same rate",
     ),
     Rule(
+        finding="momentum too large",
+        kind="dynamics",
+        condition="The loss does not fall or swings, nothing else explains it, and momentum (Adam: β₁) averages the "
+        "gradients over so many steps that it still follows those of the start.",
+        threshold=f"momentum from {r.LARGE_MOMENTUM:g} on, whose average, 1/(1 − β) steps, is longer than "
+        f"{r.LONG_AVERAGE:.0%} of the steps since the start or the last change; loss above {r.NOT_FALLEN:.0%} of its "
+        f"first value or {r.RISEN_AGAIN:g} times its lowest",
+        sentence="Momentum {momentum:.6g} averages over {memory:,.0f} steps; loss {loss:.3g}.",
+        check="The smooth loss line swings over hundreds of steps. SGD with momentum β steps 1/(1 − β) times as far.",
+        helps="the usual 0.9",
+        useless="waiting, if the loss swings ever further",
+    ),
+    Rule(
         finding="rate too small",
         kind="dynamics",
         condition="The loss is stuck or falls very slowly, and the updates are small compared to the weights.",

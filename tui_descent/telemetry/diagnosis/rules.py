@@ -55,6 +55,8 @@ LARGE_WEIGHTS = 2.0  # the same: they saturate units, and without limits the out
 DECAYED, DECAYING = 0.5, 0.97  # weight norm over that at the run's start, and at the window's start
 SHRUNK = 0.7  # the same, where decay outweighs the gradient
 DECAY_RULES, DECAY_TIMES = 0.5, 1.0  # the decay's part of a step over the gradient's; time constants it has acted for
+# A momentum from which on its average may be too long, and how many times as long as half of the steps so far it is.
+LARGE_MOMENTUM, LONG_AVERAGE = 0.99, 0.5
 # Over the last half of the window: a loss that surely falls by less is level, by more is not.
 LEVEL_FALL, STILL_FALLS = 0.05, 0.02
 
@@ -66,7 +68,20 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
     """
     if not context.loss_means_fit or (f.now < -1e-6 * abs(f.guess) and not context.surface):
         return _by_gradients(f)
-    return _by_loss(f, context)
+    judged = _by_loss(f, context)
+    if judged is not None and judged[0] in ("not clear", "plateau", "diverging") and _momentum_is_too_large(f, context):
+        return "momentum too large", FAIR
+    return judged
+
+
+def _momentum_is_too_large(f: Features, context: RunContext) -> bool:
+    """Whether the loss is where it began, or far above its best, and the optimizer averages the gradients over most of
+    the run, so that it still follows gradients of long ago.
+    """
+    momentum = context.momentum
+    if momentum is None or not LARGE_MOMENTUM <= momentum < 1 or 1 / (1 - momentum) < LONG_AVERAGE * f.steps:
+        return False
+    return f.now > NOT_FALLEN * f.run_first or f.now > RISEN_AGAIN * f.lowest > 0
 
 
 def _by_gradients(f: Features) -> tuple[Name, float]:
