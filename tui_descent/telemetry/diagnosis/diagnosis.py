@@ -48,6 +48,7 @@ from tui_descent.telemetry.diagnosis.rules import (
     exploded,
     flat_surface,
     rate_was_cut,
+    rises,
     spoilt,
 )
 from tui_descent.telemetry.diagnosis.situation import RunContext, key_of
@@ -504,7 +505,7 @@ class Diagnosis:
         ends = [rms[n] for n in rows[:: max(1, len(rows) - 1)] if n < len(rms)]
         if len(ends) == 2 and ends[0] is not None and ends[1]:
             shown |= {"first_to_last_grad": ends[0] / ends[1], "last": self._layers[rows[-1]].name}
-        if name == "not clear" and f.now > RISEN_AGAIN * f.lowest > 0 and self.context.loss_means_fit:
+        if name == "not clear" and (f.now > RISEN_AGAIN * f.lowest > 0 or rises(f)) and self.context.loss_means_fit:
             shown["before"] = f.lowest
         if name == "not clear":
             shown |= {"trend": _trend(f), "gradients": _gradients(f, self._readings[-1])}
