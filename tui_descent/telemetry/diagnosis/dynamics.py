@@ -165,8 +165,8 @@ RULES: tuple[Rule, ...] = (
         finding="not clear",
         kind="dynamics",
         condition="The numbers do not prove any of the others.",
-        threshold=f"the best judgement is less than {r.CLEAR:.0%} sure; or the loss clearly rises; or a smaller loss need not mean a better fit, "
-        "as in GANs, with negative losses, or with a loss function that is not known",
+        threshold=f"the best judgement is less than {r.CLEAR:.0%} sure; or the loss clearly rises; or a smaller loss "
+        "need not mean a better fit, as in GANs, with negative losses, or with a loss function that is not known",
         sentence="Loss {trend}; {gradients}.",
         check="Look at the loss over the whole run (t) and at the heat map.",
         helps="more steps; the learning-rate range test (f)",
