@@ -48,6 +48,7 @@ from tui_descent.telemetry.diagnosis.rules import (
     exploded,
     flat_surface,
     rate_was_cut,
+    rises,
     spoilt,
 )
 from tui_descent.telemetry.diagnosis.situation import RunContext, key_of
@@ -513,7 +514,7 @@ class Diagnosis:
             shown |= {"first_to_last_grad": ends[0] / ends[1], "last": self._layers[rows[-1]].name}
         if name == "momentum too large" and self.context.momentum is not None:
             shown |= {"momentum": self.context.momentum, "memory": 1 / (1 - self.context.momentum)}
-        if name == "not clear" and f.now > RISEN_AGAIN * f.lowest > 0 and self.context.loss_means_fit:
+        if name == "not clear" and (f.now > RISEN_AGAIN * f.lowest > 0 or rises(f)) and self.context.loss_means_fit:
             shown["before"] = f.lowest
         if name == "not clear":
             shown |= {"trend": _trend(f), "gradients": _gradients(f, self._readings[-1])}

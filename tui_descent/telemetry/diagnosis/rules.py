@@ -197,9 +197,12 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
     edge = None if f.curvature is None else f.curvature.edge
     if edge is not None and edge >= EDGE:
         return "rate at the edge", 0.8
+    if rises(f) and not context.surface:
+        return "not clear", 0.5
     level = f.slope > FALLING_SLOPE and f.fall < FLAT if f.long_slope is None else f.long_slope > LEVEL_SLOPE
     level = level and (f.last_half is None or f.last_half[0] < STILL_FALLS)
-    low = f.now < max(TINY * f.guess if context.classes is not None else 0.0, FALLEN * min(f.run_first, f.guess))
+    tiny = context.classes is not None and f.now < TINY * f.guess
+    low = tiny or f.now < FALLEN * min(f.run_first, f.guess)
     if not low and f.now > RISEN_AGAIN * f.lowest > 0 and not context.surface:
         return "not clear", 0.5
     if not low and _decay_rules(f, context) and (level or (f.kept_recently or 1.0) < DECAYING):
@@ -209,13 +212,20 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
         sure = max(sure, FAIR)  # at any value, the loss clearly falls
     if context.surface or not level:
         return "healthy", sure
-    # The newest losses are level. If they are low and so is the whole stretch, they are at their floor. Otherwise
-    # nothing shows whether the loss could fall further.
+    # The newest losses are level. If they are tiny, or if they are low and so is the whole stretch, they are at their
+    # floor. Otherwise nothing shows whether the loss could fall further.
     if not low:
         return "not clear", 0.5
-    if f.last_half is not None and f.last_half[1] < LEVEL_FALL:
+    if tiny or (f.last_half is not None and f.last_half[1] < LEVEL_FALL):
         return "converged", max(sure, FAIR)
     return ("healthy", max(sure, FAIR)) if f.now < NOT_FALLEN * f.run_first else ("not clear", 0.5)
+
+
+def rises(f: Features) -> bool:
+    """Whether the loss clearly rises over the long window, at whatever value."""
+    if f.long_slope is None or f.long_fell is None:
+        return False
+    return f.long_slope > 2 * SIGNIFICANT and -f.long_fell > LEVEL_FALL * abs(f.now)
 
 
 def _on_a_saddle(f: Features) -> bool:
