@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from factories import history_of, turned, vanishing
+from factories import history_of, received, steps, turned, vanishing
 
 from tui_descent.dashboard.prediction import Prediction, reveal, what_happened
-from tui_descent.protocol.events import AnyEvent, RunEnded, StateChanged
+from tui_descent.protocol.events import AnyEvent, EndReached, RunEnded, StateChanged
 from tui_descent.scenario import presets
 from tui_descent.scenario.claims import Transcript, judge
 from tui_descent.scenario.key_words import how_to_press
@@ -116,3 +116,15 @@ def test_a_prediction_is_revealed_after_fifty_steps() -> None:
     assert change is not None
     assert right is True
     assert f"from {change[0]:.3g} to {change[1]:.3g}" in text
+
+
+def test_what_was_evaluated_at_the_end_belongs_to_that_end() -> None:
+    history = history_of(vanishing(60))
+    history.apply(EndReached(segment=0, step=60, loss=0.25, accuracy=0.75, position=(1.5,)))
+    assert history.end == EndReached(segment=0, step=60, loss=0.25, accuracy=0.75, position=(1.5,))
+    assert received(history).end == history.end, "a viewer that joins late"
+    card = end_card(SCENARIO, history, "vanishing")
+    assert "to 0.25 in 60 steps" in card.happened[0]
+    assert card.happened[1] == "On held-out data 75.0% are right."
+    history.apply(steps(60, [2.0]))
+    assert history.end is None, "the run went on"

@@ -18,6 +18,7 @@ from tui_descent.protocol.events import (
     CurvatureTaken,
     DeviceTaken,
     Diagnosed,
+    EndReached,
     Evaluated,
     HistorySent,
     KnobState,
@@ -80,6 +81,7 @@ class History:
         )
         self.parameters = 0
         self.state = StateChanged(state="importing torch")
+        self.end_reached: EndReached | None = None
         self.ended: RunEnded | None = None
         self.knobs: dict[str, str] = {}
         self.unavailable: dict[str, str] = {}
@@ -130,6 +132,14 @@ class History:
         return self.ended is None
 
     @property
+    def end(self) -> RunEnded | EndReached | None:
+        """What was evaluated after the last update; None before the run's end."""
+        reached = self.end_reached
+        if self.ended is not None or reached is None:
+            return self.ended
+        return reached if (reached.segment, reached.step) == (self.segment, self.steps) else None
+
+    @property
     def span(self) -> int:
         """How many steps the time axis covers, including ghosts."""
         return max(self.steps, *(ghost.last + 1 for ghost in self.ghosts), 0)
@@ -148,6 +158,8 @@ class History:
                 self._change_state(event)
             case RunStarted():
                 self._start(event)
+            case EndReached():
+                self.end_reached = event
             case RunEnded():
                 self.ended = event
                 self.steps_per_s = 0.0
@@ -407,6 +419,7 @@ class History:
             facts.append(self.layers_changed)
         facts += [*self.log, *self.curvatures, *self.newest_readings.older(self.readings)]
         newest: list[AnyEvent | None] = [self.rates, self.readings, self.device, self.ledger, *self.measured.values()]
+        newest.append(self.end_reached)
         facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)
         return HistorySent(

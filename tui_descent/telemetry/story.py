@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from tui_descent.protocol.events import CurvatureTaken, KnobTurned
+from tui_descent.protocol.events import CurvatureTaken, KnobTurned, RunEnded
 from tui_descent.scenario.claims import NEEDS_CURVATURE, NEEDS_READING, claim_sentence, holds
 from tui_descent.scenario.key_words import how_to_press
 from tui_descent.scenario.knob_table import NEUTRAL_KNOBS
@@ -108,17 +108,15 @@ def _same_value(wanted: str, turned: KnobTurned) -> bool:
 
 
 def _happened(history: History) -> Iterator[str]:
-    ended, pyramid = history.ended, history.losses.get(history.segment)
+    end, pyramid = history.end, history.losses.get(history.segment)
     first = pyramid.window(1, 0, 0) if pyramid is not None else []
-    last = ended.loss if ended is not None and ended.loss is not None else history.shown_loss
+    on_surface = end is not None and end.position is not None  # the loss of a net at the end is that of held-out data
+    last = end.loss if end is not None and end.loss is not None and on_surface else history.shown_loss
     if first and math.isfinite(last):
         yield f"The loss went from {first[0][1][2]:.3g} to {last:.3g} in {history.steps:,} steps."
     elif history.steps:
         yield f"After {history.steps:,} steps the loss is not finite."
-    accuracy = ended.accuracy if ended is not None else None
-    if accuracy is None:
-        accuracy = next((found.accuracy for found in reversed(history.evaluations)), None)
-    if accuracy is not None:
+    if (accuracy := _accuracy(history)) is not None:
         yield f"On held-out data {accuracy:.1%} are right."
     for turned in [turned for turned in _in_force(history) if turned.knob not in NEUTRAL_KNOBS][-5:]:
         text = f"Step {turned.step:,}: {turned.knob} {turned.old} → {turned.new}"
@@ -170,14 +168,15 @@ def _judged(claim: Claim, scenario: Scenario, history: History) -> ClaimResult:
     if value is None:
         why = "press 5 to measure the curvature" if claim.metric in NEEDS_CURVATURE else "not measured in this run"
         return ClaimResult(words, why, "not tested")
-    shown = value if isinstance(value, str) else f"{value:.4g}"
+    digits = ".12g" if isinstance(claim.equals, float) else ".4g"
+    shown = value if isinstance(value, str) else format(value, digits)
     where = f" at step {read_at:,}" if read_at is not None and read_at != claim.at else ""
     return ClaimResult(words, f"{shown}{where}", "held" if holds(claim, value) else "not held")
 
 
 def _value(metric: str, step: int | None, history: History) -> tuple[float | str | None, int | None]:
     """The metric at a step as the history knows it, and the step at which it was measured."""
-    pyramid, ended = history.losses.get(history.segment), history.ended
+    end = history.end
     if metric in ("loss", "loss_mean", "loss_ratio"):
         return _loss(metric, step, history), step
     if metric in NEEDS_CURVATURE:
@@ -187,14 +186,20 @@ def _value(metric: str, step: int | None, history: History) -> tuple[float | str
     if metric == "steps":
         return float(history.steps), None
     if metric == "accuracy":
-        found = ended.accuracy if ended is not None else None
-        newest = next((e.accuracy for e in reversed(history.evaluations)), None)
-        return (newest if found is None else found), None
-    if ended is None or pyramid is None:
+        return _accuracy(history), None
+    if end is None:
         return None, None
     if metric == "position":
-        return (ended.position[0] if ended.position else None), None
-    return (ended.status if metric == "status" else None), None
+        return (end.position[0] if end.position else None), None
+    status = end.status if isinstance(end, RunEnded) else "finished"
+    return (status if metric == "status" else None), None
+
+
+def _accuracy(history: History) -> float | None:
+    """The held-out accuracy at the end of the run; before that, the newest one."""
+    if history.end is not None and history.end.accuracy is not None:
+        return history.end.accuracy
+    return next((found.accuracy for found in reversed(history.evaluations)), None)
 
 
 def _loss(metric: str, step: int | None, history: History) -> float | None:
@@ -203,7 +208,7 @@ def _loss(metric: str, step: int | None, history: History) -> float | None:
         return None
     if metric == "loss":
         if step is None:
-            return history.ended.loss if history.ended is not None else history.loss
+            return history.end.loss if history.end is not None else None
         found = pyramid.window(1, step, step)
         return found[0][1][2] if found else None
     end = history.steps if step is None else step
