@@ -47,18 +47,22 @@ def next_hint(scenario: Scenario, history: History) -> str:
     """What the learner can do now, in words; empty if the story names nothing more."""
     state = history.state.state
     if not history.live or state == "waiting":
-        return "the run is at its end: what happened is above"
+        again = next(_to_try_again(scenario, history), "")
+        return f"restart (R), then {again}" if again else "restart (R), or choose another preset (p)"
     if state == "held":
         remedy = next((text for text in scenario.remedy), "")
         return f"{how_to_press(remedy)}{', then space' if remedy != UNDO else ''}" if remedy else "press u or space"
+    go_on = "press space, then " if state == "paused" else ""
     for at, turn in _steps_of_story(scenario):
         if _is_done(turn, history):
             continue
         keys = how_to_press(turn)
-        return keys if history.steps >= at else f"watch until about step {at:,}, then {keys}"
+        if history.steps < at:
+            return f"{go_on}watch until about step {at:,}, then {keys}"
+        return f"{keys}, then space" if state == "paused" else keys
     if not any(turn.knob not in NEUTRAL_KNOBS for turn in _in_force(history)):
-        return "watch"
-    return "watch what the loss does; u undoes the last change"
+        return f"{go_on}watch"
+    return f"{go_on}watch what the loss does; u undoes the last change"
 
 
 def end_card(scenario: Scenario, history: History, name: str) -> EndCard:
@@ -68,11 +72,14 @@ def end_card(scenario: Scenario, history: History, name: str) -> EndCard:
 
 
 def loss_change(history: History, step: int, after: int) -> tuple[float, float] | None:
-    """The smoothed loss before update `step` and `after` updates later; None if one of them is not known."""
+    """The smoothed loss before update `step` and `after` updates later; None if one of them is not known.
+
+    The loss before update 0 is that of its batch, which was computed from the initial weights.
+    """
     pyramid = history.losses.get(history.segment)
-    if pyramid is None or step < 1 or history.steps < step + after:
+    if pyramid is None or history.steps < step + after:
         return None
-    bins = [pyramid.window(1, at, at) for at in (step - 1, step + after - 1)]
+    bins = [pyramid.window(1, at, at) for at in (max(0, step - 1), step + after - 1)]
     if not all(bins):
         return None
     before, later = (found[0][1][3] for found in bins)
@@ -130,6 +137,15 @@ def _happened(history: History) -> Iterator[str]:
 
 
 def _to_try(scenario: Scenario, history: History, name: str) -> Iterator[str]:
+    for keys in _to_try_again(scenario, history):
+        yield f"Restart (R), then {keys}."
+    known = names()
+    if name in known and known.index(name) + 1 < len(known):
+        yield f"The next preset: {known[known.index(name) + 1]} (p: gallery)."
+
+
+def _to_try_again(scenario: Scenario, history: History) -> Iterator[str]:
+    """The keys for changes that the preset is about and that were not made in this run."""
     tried = [turn for _, turn in _steps_of_story(scenario)] + [text for text in scenario.remedy if text != UNDO]
     tried += [given.partition(":")[2] for claim in scenario.claim for given in claim.given]
     open_turns = [turn for turn in dict.fromkeys(tried) if not _is_done(turn, history)]
@@ -138,10 +154,7 @@ def _to_try(scenario: Scenario, history: History, name: str) -> Iterator[str]:
         keys = how_to_press(turn)
         if keys not in seen and len(seen) < 3:
             seen.add(keys)
-            yield f"Restart (R), then {keys}."
-    known = names()
-    if name in known and known.index(name) + 1 < len(known):
-        yield f"The next preset: {known[known.index(name) + 1]} (p: gallery)."
+            yield keys
 
 
 def _judged(claim: Claim, scenario: Scenario, history: History) -> ClaimResult:
