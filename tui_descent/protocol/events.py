@@ -422,6 +422,19 @@ class Noted(Event, frozen=True, kw_only=True, tag="note"):
     level: Literal["info", "warning", "error", "caption"] = "info"
 
 
+class EndReached(Event, frozen=True, kw_only=True, tag="end_reached"):
+    """All steps are made, `step` of them, and the run waits for commands.
+
+    The other fields are those of `RunEnded`, with the weights after the last update.
+    """
+
+    segment: int
+    step: int
+    loss: float | None = None
+    accuracy: float | None = None
+    position: tuple[float, ...] | None = None
+
+
 class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
     """The last event. `step` is the number of updates made; `loss` was evaluated after the last one."""
 
@@ -465,6 +478,7 @@ AnyEvent = (
     | NotFinite
     | Marked
     | Noted
+    | EndReached
     | RunEnded
 )
 

@@ -302,7 +302,7 @@ class RunScreen(Screen[None]):
 
     def send(self, command: AnyCommand) -> None:
         """Send a command, unless its knob is not available in this run. In the story view, ask for a prediction first.
-        This needs a preset's story and a run that makes steps.
+        This needs a preset's story and a run that makes steps, now or when it is resumed.
         """
         if isinstance(command, TurnKnob) and not self.can_turn(command.knob):
             return
@@ -315,7 +315,8 @@ class RunScreen(Screen[None]):
         history = self.bridge.history
         scenario = scenario_of(history.started)
         is_open = self.view.story_open and self.view.predict
-        return is_open and history.state.state == "running" and scenario is not None and bool(scenario.story)
+        makes_steps = history.state.state in ("running", "paused")
+        return is_open and makes_steps and scenario is not None and bool(scenario.story)
 
     def _ask_prediction(self, command: TurnKnob) -> None:
         def answered(guess: Guess | None) -> None:

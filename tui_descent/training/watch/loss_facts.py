@@ -27,8 +27,9 @@ TARGET_RMS, FAR, SCALE_PASSES, SCALE_FROM = (1e-2, 1e2), 4.0, 2, 10
 
 
 class LossFacts:
-    """Examines the graph of the first loss, and compares later ones with the outputs that they were computed from. If the loss is passed as a number, it has no graph, and the finding is only
-    a question.
+    """Examines the graph of the first loss, and compares later ones with the outputs that they were computed from.
+
+    If the loss is passed as a number, it has no graph, and the finding is only a question.
     """
 
     def __init__(self, facts: Facts, progress: Progress) -> None:
