@@ -1,6 +1,6 @@
 """Finds out from the autograd graph of a loss which loss function it is, and whether it gets what it expects: logits
-rather than probabilities, and outputs and targets of the same shape. Only names, shapes and settings of the graph's nodes are read. The backward pass frees only the tensors,
-so these still exist after it.
+rather than probabilities, and outputs and targets of the same shape. Only names, shapes and settings of the graph's
+nodes are read. The backward pass frees only the tensors, so these still exist after it.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
         return _by_gradients(f)
     judged = _by_loss(f, context)
     if judged is not None and judged[0] in ("not clear", "plateau", "diverging") and _momentum_is_too_large(f, context):
-        return "momentum too large", FAIR
+        return "large momentum", 0.8
     return judged
 
 

@@ -27,8 +27,8 @@ TARGET_RMS, FAR, SCALE_PASSES, SCALE_FROM = (1e-2, 1e2), 4.0, 2, 10
 
 
 class LossFacts:
-    """Examines the graph of the first loss, and compares later ones with the outputs that they were computed from. If the loss is passed as a number, it has no graph, and the finding is only
-    a question.
+    """Examines the graph of the first loss, and compares later ones with the outputs that they were computed from. If
+    the loss is passed as a number, it has no graph, and the finding is only a question.
     """
 
     def __init__(self, facts: Facts, progress: Progress) -> None:
@@ -102,7 +102,9 @@ class LossFacts:
         if not self._far[name]:
             self._facts.ended("target scale")
         elif self._far[name] >= SCALE_PASSES:
-            evidence: Evidence = {"rms": distance, "outputs": rms} | ({"question": 1.0} if small else {})
+            evidence: Evidence = {"rms": distance, "outputs": rms}
+            if small:
+                evidence["question"] = 1.0
             self._facts.found("target scale", name or None, evidence, keep=True)
 
     def _check_nll(self, loss: object) -> None:
