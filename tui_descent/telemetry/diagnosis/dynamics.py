@@ -123,8 +123,8 @@ RULES: tuple[Rule, ...] = (
         condition="The loss does not fall or swings, nothing else explains it, and momentum (Adam: β₁) averages the "
         "gradients over so many steps that it still follows those of the start.",
         threshold=f"momentum from {r.LARGE_MOMENTUM:g} on, whose average, 1/(1 − β) steps, is longer than "
-        f"{r.LONG_AVERAGE:.0%} of the steps since the start or the last change; loss above {r.NOT_FALLEN:.0%} of a guess "
-        f"or {r.RISEN_AGAIN:g} times its lowest",
+        f"{r.LONG_AVERAGE:.0%} of the steps since the start or the last change; loss above {r.NOT_FALLEN:.0%} of a "
+        f"guess or {r.RISEN_AGAIN:g} times its lowest",
         sentence="Momentum {momentum:.6g} averages {memory:,.0f} steps.",
         check="The smooth loss line swings over hundreds of steps. SGD with momentum β steps 1/(1 − β) times as far.",
         helps="the usual 0.9",
