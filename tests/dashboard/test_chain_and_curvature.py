@@ -16,7 +16,7 @@ from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePan
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import Mark, WatchCurvature
 from tui_descent.protocol.curvature_reading import StabilityLimit
-from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, StateChanged
+from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, Noted, StateChanged
 from tui_descent.telemetry.history import History
 
 EARLIER = vanishing(30)
@@ -54,6 +54,16 @@ def test_chain_rule_panel_tells_exploding_from_healthy_gradients() -> None:
     assert "flows: the gradient at the first block is 1.220 times" in "".join(
         s.text for s in conclusion(flowing).segments
     )
+
+
+def test_chain_rule_panel_says_why_there_will_be_no_reading() -> None:
+    note = Noted(
+        step=0, text="not measured: the chain-rule factors, because g.0 ran 4 times in one step", level="warning"
+    )
+    shown = text(ChainRulePanel(), view(note))
+    assert "waiting" not in shown
+    assert "cannot be measured in this run" in shown
+    assert "g.0 ran 4 times in one step" in shown
 
 
 def test_chain_rule_panel_reports_a_discrepancy() -> None:

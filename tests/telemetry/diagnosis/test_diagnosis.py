@@ -31,6 +31,37 @@ FIRMLY = FIRM_STEPS + FIRM * CHECK_EVERY  # steps after which a judgement that i
 # --- what it says and when
 
 
+def test_clipping_is_blamed_only_where_sgd_does_not_get_on() -> None:
+    cut = WiringFound(segment=0, step=4, fault="gradients cut", evidence={"left": 1e-4})
+    for optimizer, loss, said in (("sgd", 2.3, True), ("adam", 2.3, False), ("sgd", 0.1, False)):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer=optimizer, user_loop=True))
+        diagnosis.add_wiring(cut)
+        assert name_of(diagnosis) is None
+        run_at(diagnosis, range(FIRMLY), loss=loss)
+        assert (name_of(diagnosis) == "gradients cut") == said, (optimizer, loss)
+
+
+def test_momentum_is_blamed_only_while_its_average_is_long_and_the_loss_does_not_fall() -> None:
+    for values, loss, said in (
+        ({"momentum": "0.999"}, 2.3, True),
+        ({"betas": "0.999/0.999"}, 2.3, True),
+        ({"momentum": "0.9"}, 2.3, False),
+        ({"momentum": "0.99"}, 2.3, True),
+        ({"momentum": "mixed"}, 2.3, False),
+        ({"momentum": "0.999"}, 0.1, False),
+    ):
+        context = RunContext(classes=10, values=values, user_loop=True)
+        diagnosis = Diagnosis(LAYERS, knobs=AVAILABLE, context=context)
+        run_at(diagnosis, range(FIRMLY), loss=loss)
+        assert (name_of(diagnosis) == "large momentum") == said, (values, loss)
+        if said:
+            finding = diagnosis.finding()
+            assert finding is not None
+            assert finding.advice == (
+                Advice("momentum", "0.9", "o") if "momentum" in values else Advice("betas", "0.9/0.999", "o"),
+            )
+
+
 def test_nothing_is_found_in_the_first_steps_or_without_a_reading() -> None:
     scenario = preset("vanishing")
     seen = Observed(scenario).run(WINDOW, every=1)
@@ -63,7 +94,7 @@ def test_vanishing_preset_is_found_with_its_evidence_and_key() -> None:
 
 def test_sentence_shows_the_product_if_the_first_gradient_is_not_small() -> None:
     """With large inputs the weight gradient of the first block is large, too."""
-    for rms, words in (([0.0045, 0.01], "scales the gradient by 1.0e-04"), ([4.5e-6, 0.01], "gets 4e-04 of")):
+    for rms, words in (([0.0045, 0.01], "shrinks the gradient to 1.0e-04"), ([4.5e-6, 0.01], "gets 4e-04 of")):
         diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10))
         run_at(diagnosis, range(60), loss=2.3, backprop_factor=[1e-2, 1e-2], grad_rms=list(rms))
         finding = diagnosis.finding()
@@ -369,7 +400,7 @@ def test_weights_of_a_script_that_are_spoilt_need_a_new_start() -> None:
         assert finding is not None
         assert finding.finding == "rate too large"
         assert [a.knob for a in finding.advice] == advised
-        assert ("restart" in sentence(finding)) == (not advised)
+        assert ("start again" in sentence(finding)) == (not advised)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,16 @@ case(
 )  # fmt: skip
 case("Layer 1, a batch norm, gets a batch of one sample.", "batch norm of one sample", "1", norms=1.0)
 case("The inputs of conv1 have an rms of 147: normalise them.", "input scale", "conv1", rms=146.66)
+case(
+    "Outputs (64, 1) and targets (64) are broadcast: reshape one.",
+    "all pairs", samples=64.0, loss="mse", outputs="(64, 1)", targets="(64)",
+)  # fmt: skip
+case("The targets have an rms of about 2.4e+05: normalise them.", "target scale", rms=243981.6, outputs=0.7)
+case("The targets have an rms below 0.01: normalise them?", "target scale", rms=1e-3, outputs=1e-3, question=1.0)
+case("enc trains in eval mode: call train() after validation.", "eval mode", "enc", dropouts=0.0, norms=5.0)
+case("The net trains in eval mode: call train() after validation.", "eval mode", dropouts=2.0, norms=0.0)
+case("The net trains in eval mode. Is that meant?", "eval mode", dropouts=0.0, norms=5.0, question=1.0)
+case("Gradients are cut to 2e-04 of their size: clip limit too low?", "gradients cut", left=0.000155)
 case("The net's output is the same for all 16 samples.", "constant output", std=0.0, rms=0.1, samples=16.0)
 case(
     "14 of 14 layers are frozen, biases train.",

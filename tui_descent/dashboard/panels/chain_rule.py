@@ -25,7 +25,7 @@ from tui_descent.dashboard.text.line import Line, merge_segments
 from tui_descent.dashboard.text.numbers import scientific, short, with_commas
 from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.events import LedgerEntry, LedgerTaken
+from tui_descent.protocol.events import LedgerEntry, LedgerTaken, Noted
 from tui_descent.protocol.layer_names import in_words
 
 # Rounding in float32 cannot explain a larger relative difference between the two computations.
@@ -259,6 +259,9 @@ class RowLayout:
 
 def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
     blockless = "residual" in view.history.unavailable
+    if view.history.ledger is None and (reason := _not_measured(view)):
+        words = [("the chain rule cannot be measured in this run", colours.TEXT), (reason, colours.DIM)]
+        return notice([*words, ("views 1 and 2 show the gradients of all layers", colours.DIM)], width, height)
     if view.history.ledger is None and not blockless:
         return waiting_notice(view, width, height, "chain-rule reading")
     surface = blockless and view.history.started is not None and view.history.started.scenario is not None
@@ -273,3 +276,13 @@ def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
         ),
     ]
     return notice(lines, width, height)
+
+
+def _not_measured(view: View) -> str:
+    """Why there will be no chain-rule reading, from the run's notes; empty if there may be one."""
+    notes = (fact.text for fact in view.history.log if isinstance(fact, Noted))
+    note = next(
+        (text for text in notes if text.startswith(("not measured: ", "switched off: ")) and "the chain-rule" in text),
+        "",
+    )
+    return safe(note.rpartition(", because ")[2])

@@ -54,7 +54,8 @@ class FooterPanel(Panel, can_focus=False):
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         word, style, text, text_style = diagnosis_line(view)
         first, second = Line().add(" ").add(word, style), answer_line(view, width)
-        if view.history.ended is not None and not is_answer(view):
+        over = view.history.ended is not None or view.history.state.state == "stopping"
+        if over and not is_answer(view):
             found, sentence = verdict_of_ended(view.history)
             if found:
                 second = Line().add(" ").add(safe(found), colours.diagnosis_style(found))

@@ -298,7 +298,7 @@ class Diagnosis:
         if said is not None and name == said.finding:
             self._others.clear()
         elif refuted:
-            name, sure = (name, sure) if name == "momentum too large" else ("not clear", 0.5)
+            name, sure = (name, sure) if name == "large momentum" else ("not clear", 0.5)
         elif not at_once and not self.context.surface:  # the loss of a test surface has no noise
             self._others.append((name, count))
             if said is None:
@@ -512,7 +512,7 @@ class Diagnosis:
         ends = [rms[n] for n in rows[:: max(1, len(rows) - 1)] if n < len(rms)]
         if len(ends) == 2 and ends[0] is not None and ends[1]:
             shown |= {"first_to_last_grad": ends[0] / ends[1], "last": self._layers[rows[-1]].name}
-        if name == "momentum too large" and self.context.momentum is not None:
+        if name == "large momentum" and self.context.momentum is not None:
             shown |= {"momentum": self.context.momentum, "memory": 1 / (1 - self.context.momentum)}
         if name == "not clear" and (f.now > RISEN_AGAIN * f.lowest > 0 or rises(f)) and self.context.loss_means_fit:
             shown["before"] = f.lowest

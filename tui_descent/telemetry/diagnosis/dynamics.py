@@ -67,7 +67,7 @@ RULES: tuple[Rule, ...] = (
         threshold=f"the median layer's weight norm is below {r.DECAYED:.0%} of the run's first one and falls; or the "
         f"decay's part of a step is above {r.DECAY_RULES:.0%} of the gradient's, over more than 1/(rate × decay) steps "
         f"(for Adam with a decay that is added to the gradient: weights below {r.SHRUNK:.0%})",
-        sentence="Weights shrank to {kept:.0%}; loss {loss:.3g}.",
+        sentence="Weight norms fell to {kept:.0%}; loss {loss:.3g}.",
         check="Open a layer (enter): its weight norm falls while the loss does not. Compare decay × weight norm with "
         "the gradient norm (AdamW: rate × decay × weight norm with the update norm).",
         helps="less weight decay",
@@ -120,14 +120,14 @@ RULES: tuple[Rule, ...] = (
         useless="another activation or residual connections at the same rate",
     ),
     Rule(
-        finding="momentum too large",
+        finding="large momentum",
         kind="dynamics",
         condition="The loss does not fall or swings, nothing else explains it, and momentum (Adam: β₁) averages the "
         "gradients over so many steps that it still follows those of the start.",
         threshold=f"momentum from {r.LARGE_MOMENTUM:g} on, whose average, 1/(1 − β) steps, is longer than "
-        f"{r.LONG_AVERAGE:.0%} of the steps since the start or the last change; loss above {r.NOT_FALLEN:.0%} of its "
-        f"first value or {r.RISEN_AGAIN:g} times its lowest",
-        sentence="Momentum {momentum:.6g} averages over {memory:,.0f} steps; loss {loss:.3g}.",
+        f"{r.LONG_AVERAGE:.0%} of the steps since the start or the last change; loss above {r.NOT_FALLEN:.0%} of a "
+        f"guess or {r.RISEN_AGAIN:g} times its lowest",
+        sentence="Momentum {momentum:.6g} averages {memory:,.0f} steps.",
         check="The smooth loss line swings over hundreds of steps. SGD with momentum β steps 1/(1 − β) times as far.",
         helps="the usual 0.9",
         useless="waiting, if the loss swings ever further",
@@ -187,22 +187,22 @@ RULES: tuple[Rule, ...] = (
 )
 
 AS_AT_START = "Loss {loss:.3g}; at the start {run_first:.3g}."
-BY_PRODUCT = "Backprop scales the gradient by {product:.1e}."
+BY_PRODUCT = "Backprop shrinks the gradient to {product:.1e}."
 ALL_ZERO = "Every gradient is exactly 0; the loss stays at {loss:.3g}."
 ALL_ZERO_IN = "Every gradient is exactly 0: all outputs of {layer} are 0."
 ONLY_BIASES = "No weight gets a gradient, only biases do."
 SILENT = "{layer}'s gradient is exactly 0: no unit after it is alive."
-SPOILT = "An update of {largest} spoilt the weights: restart with lr ÷10."
+SPOILT = "An update of {largest} spoilt the weights: start again at lr ÷10."
 CUT_OFF = "Updates have cut off the gradient."
 LOST_AGAIN = "Loss {loss:.3g}, best {best:.3g}; updates of {largest}."
-RESTART = "Loss rose from {first:.3g} to {loss:.3g}: restart with lr ÷10."
+RESTART = "Loss rose from {first:.3g} to {loss:.3g}: start again at lr ÷10."
 DECAY_RULES = "Decay is {decay:.0%} of gradient; loss {loss:.3g}."
 SATURATED_BY = "{share:.0%} of {layer}'s outputs are saturated by {why}."
 BY_SCHEDULE = "The schedule cut the rate to {rate:.2g}: change the schedule."
 RISEN_AGAIN = "Loss rose from {before:.3g} to {loss:.3g}."
 NOT_HELPED = "{tried} has not helped; loss {loss:.3g}."
 STUCK_AT_GUESS = "Loss stuck at {loss:.3g}, that of a guess: check labels and inputs."
-STUCK_CHECK = "Loss stuck at {loss:.3g}; gradients arrive: check data, labels, loss."
+STUCK_CHECK = "Loss stuck at {loss:.3g}; gradients arrive: check data, labels, masks."
 STUCK_AT = "Loss stuck at {loss:.3g}."
 FLAT = "Flat at {loss:.3g}: a minimum or a saddle? Press 5 for the curvature."
 UNKNOWN = "unknown"  # as evidence: no viewer has asked for the curvature

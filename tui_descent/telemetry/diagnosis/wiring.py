@@ -150,7 +150,7 @@ RULES: tuple[Rule, ...] = (
         "in 3 of the first updates in a row, as after clipping; shown if the loss does not fall and the optimizer is "
         "SGD, with or without momentum. Not checked on a GPU or with a GradScaler",
         threshold="1e-2; clipping usually cuts single gradients to a tenth",
-        sentence="Gradients are cut to {left:.0e} of their size: is the clip limit too low?",
+        sentence="Gradients are cut to {left:.0e} of their size: clip limit too low?",
         check="The gradient norm has the same value at each reading: the limit. Print what clip_grad_norm_ returns, "
         "the norm before.",
         helps="a limit near the usual norm of the gradient, as 1 or 10",

@@ -104,7 +104,8 @@ class LossFacts:
             self._facts.ended("target scale")
         elif self._far[name] >= SCALE_PASSES:
             evidence: Evidence = {"rms": distance, "outputs": rms}
-            evidence |= {"question": 1.0} if small else {}
+            if small:
+                evidence["question"] = 1.0
             self._facts.found("target scale", name or None, evidence, keep=True)
 
     def _check_nll(self, loss: object) -> None:
