@@ -72,6 +72,16 @@ def test_sentence_shows_the_product_if_the_first_gradient_is_not_small() -> None
         assert words in sentence(finding)
 
 
+def test_script_whose_gradients_explode_is_told_what_to_change() -> None:
+    diagnosis = Diagnosis(LAYERS, knobs={"lr", "residual"}, context=RunContext(classes=10, user_loop=True))
+    run_at(diagnosis, range(120), loss=5000.0, backprop_factor=[30.0, 40.0])
+    finding = diagnosis.finding()
+    assert finding is not None
+    assert finding.finding == "exploding"
+    assert sentence(finding) == "Gradient grows ×1.2e+03: draw smaller weights or add norms."
+    assert len(f" {finding.finding}  {sentence(finding)}") <= 80
+
+
 def test_only_available_knobs_are_advised() -> None:
     scenario = preset("plateau")
     seen = Observed(scenario).run(FIRMLY, every=10)
