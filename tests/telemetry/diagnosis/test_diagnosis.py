@@ -574,6 +574,19 @@ def test_loss_that_falls_is_healthy_a_level_one_only_converged_if_it_is_tiny() -
         assert name_of(diagnosis) == name, (end, fall)
 
 
+@pytest.mark.parametrize(
+    ("norms", "text"),
+    [([0.1, 0.1], "gradient norm 1e-01"), ([0.1, 0.002], "gradient norms 2e-03 to 1e-01")],
+)
+def test_unclear_run_shows_the_range_of_the_gradients(norms: list[float | None], text: str) -> None:
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd", user_loop=True))
+    unknown: dict[str, list[float | None]] = {"backprop_factor": [None, None], "grad_norm": norms}
+    run_at(diagnosis, range(240), loss=1.4, **unknown)
+    finding = diagnosis.finding()
+    assert finding is not None
+    assert sentence(finding) == f"Loss level at 1.4; {text}."
+
+
 def test_loss_that_falls_with_far_too_small_steps_is_not_healthy_until_it_is_low() -> None:
     for end, name in ((1.9, "rate too small"), (0.4, "healthy")):
         diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))
