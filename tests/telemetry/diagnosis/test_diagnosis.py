@@ -103,6 +103,16 @@ def test_sentence_shows_the_product_if_the_first_gradient_is_not_small() -> None
         assert words in sentence(finding)
 
 
+def test_script_whose_gradients_explode_is_told_what_to_change() -> None:
+    diagnosis = Diagnosis(LAYERS, knobs={"lr", "residual"}, context=RunContext(classes=10, user_loop=True))
+    run_at(diagnosis, range(120), loss=5000.0, backprop_factor=[30.0, 40.0])
+    finding = diagnosis.finding()
+    assert finding is not None
+    assert finding.finding == "exploding"
+    assert sentence(finding) == "Gradient grows ×1.2e+03: draw smaller weights or add norms."
+    assert len(f" {finding.finding}  {sentence(finding)}") <= 80
+
+
 def test_only_available_knobs_are_advised() -> None:
     scenario = preset("plateau")
     seen = Observed(scenario).run(FIRMLY, every=10)
@@ -593,6 +603,19 @@ def test_loss_that_falls_is_healthy_a_level_one_only_converged_if_it_is_tiny() -
         for n in range(LONG_WINDOW + 2 * CHECK_EVERY):
             run_at(diagnosis, range(n, n + 1), loss=end + fall * (1 - n / LONG_WINDOW))
         assert name_of(diagnosis) == name, (end, fall)
+
+
+@pytest.mark.parametrize(
+    ("norms", "text"),
+    [([0.1, 0.1], "gradient norm 1e-01"), ([0.1, 0.002], "gradient norms 2e-03 to 1e-01")],
+)
+def test_unclear_run_shows_the_range_of_the_gradients(norms: list[float | None], text: str) -> None:
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd", user_loop=True))
+    unknown: dict[str, list[float | None]] = {"backprop_factor": [None, None], "grad_norm": norms}
+    run_at(diagnosis, range(240), loss=1.4, **unknown)
+    finding = diagnosis.finding()
+    assert finding is not None
+    assert sentence(finding) == f"Loss level at 1.4; {text}."
 
 
 def test_loss_that_falls_with_far_too_small_steps_is_not_healthy_until_it_is_low() -> None:

@@ -69,6 +69,10 @@ case(
     "Gradients arrive, but updates change nothing: lr 1e-12 in bfloat16.",
     "no update", rate=1e-12, dtype="bfloat16", gradient=0.3,
 )  # fmt: skip
+case(
+    "The rate fell from 0.00025 to 4.7e-13: updates change nothing.",
+    "no update", rate=4.7e-13, dtype="float32", gradient=0.3, fell_from=2.5e-4,
+)  # fmt: skip
 case("Each update of layer 0 is taken back before the next one.", "no update", "0", left=0.001)
 case("Gradients add up over the steps: is zero_grad() called?", "gradients not cleared", "4", updates=3.0)
 case(
@@ -142,6 +146,16 @@ ADVICE: dict[str, tuple[bool, WiringFound, tuple[Advice, ...]]] = {
         (Advice("schedule", "constant", "s"),),
     ),
     "a rate of 0 in one group": (False, next(e for e, _ in CASES if e.fault == "rate zero" and e.layer), ()),
+    "a schedule that made the rate tiny, in a user's loop": (
+        True,
+        next(e for e, _ in CASES if "fell_from" in e.evidence),
+        (),
+    ),
+    "a schedule that made the rate tiny, in a scenario run": (
+        False,
+        next(e for e, _ in CASES if "fell_from" in e.evidence),
+        (Advice("schedule", "constant", "s"),),
+    ),
     "updates rounded away": (
         True,
         next(e for e, _ in CASES if "rate" in e.evidence),
@@ -163,4 +177,4 @@ def test_no_advice_where_only_the_script_can_help(event: WiringFound, text: str)
     if event.evidence.get("in_optimizer"):
         assert advised == {"freeze"}
     else:
-        assert advised == ({"lr"} if "rate" in event.evidence else set())
+        assert advised == ({"lr"} if "rate" in event.evidence and "fell_from" not in event.evidence else set())

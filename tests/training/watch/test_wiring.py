@@ -567,6 +567,15 @@ def test_most_faults_are_found_without_readings(name: str, keeper: FakeKeeper) -
     assert [(f.fault, f.layer) for f in facts(keeper)] == [(fault, layer)]
 
 
+@pytest.mark.parametrize(("name", "fell_from"), [("rate that becomes too small", 0.1), ("rounded away", None)])
+def test_rate_that_fell_is_distinguished_from_one_that_was_always_too_small(
+    name: str, fell_from: float | None, keeper: FakeKeeper
+) -> None:
+    FAULTS[name][0].train(watched(keeper))
+    (fact,) = facts(keeper)
+    assert fact.evidence.get("fell_from") == fell_from
+
+
 @pytest.mark.parametrize("only", [1, 2], ids=["weights and biases", "weights"])
 def test_weights_that_all_start_at_0_are_named(only: int, keeper: FakeKeeper) -> None:
     """The output may then be constant, too."""

@@ -560,4 +560,7 @@ def _gradients(f: Features, reading: ReadingsTaken) -> str:
     if without:
         return f"{without} of {len(norms)} layers have no gradient"
     known = [norm for norm in norms if norm is not None]
-    return f"gradient norms {min(known):.0e} to {max(known):.0e}" if known else "gradients not measured"
+    if not known:
+        return "gradients not measured"
+    least, most = f"{min(known):.0e}", f"{max(known):.0e}"
+    return f"gradient norm {most}" if least == most else f"gradient norms {least} to {most}"

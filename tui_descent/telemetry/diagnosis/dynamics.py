@@ -31,7 +31,7 @@ RULES: tuple[Rule, ...] = (
         threshold=f"first loss above {r.HUGE:g} times that of a guess, product above {r.GROWN:g} ({TUNED}); if the "
         f"loss of a guess is not known: loss above {r.FALLEN:.0%} of the first one, product above {r.EXPLODED:g}",
         sentence="Gradient grows ×{product:.1e}.",
-        check="The heat map is brightest at the first layers; the loss starts far above ln(classes).",
+        check="The loss starts far above ln(classes); press 2: the factors of the chain rule are above 1.",
         helps="a norm between each layer and its activation; weights drawn with a smaller scale",
         useless="a smaller learning rate, and residual connections, which add a path and leave the first one as it is",
     ),
@@ -200,6 +200,7 @@ DECAY_RULES = "Decay is {decay:.0%} of gradient; loss {loss:.3g}."
 SATURATED_BY = "{share:.0%} of {layer}'s outputs are saturated by {why}."
 BY_SCHEDULE = "The schedule cut the rate to {rate:.2g}: change the schedule."
 RISEN_AGAIN = "Loss rose from {before:.3g} to {loss:.3g}."
+EXPLODES = "Gradient grows ×{product:.1e}: draw smaller weights or add norms."
 NOT_HELPED = "{tried} has not helped; loss {loss:.3g}."
 STUCK_AT_GUESS = "Loss stuck at {loss:.3g}, that of a guess: check labels and inputs."
 STUCK_CHECK = "Loss stuck at {loss:.3g}; gradients arrive: check data, labels, masks."
@@ -224,6 +225,8 @@ def words(finding: Finding) -> str:
         template = BY_PRODUCT
     elif name == "exploding" and not isinstance(product, float):
         template = STUCK_AT
+    elif name == "exploding" and not finding.advice:
+        template = EXPLODES
     elif name == "dead units" and evidence.get("all_zero"):
         template = ALL_ZERO if finding.layer is None else ALL_ZERO_IN
     elif name == "dead units" and evidence.get("only_biases"):

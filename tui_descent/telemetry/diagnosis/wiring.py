@@ -27,6 +27,7 @@ SHORT_NAME = 15
 PAIR_AND_BEFORE, PAIR_AND_QUESTION = 27, 17
 RATE_ZERO = "The learning rate has been 0 for {updates:.0f} updates: set it in the script."
 NO_GRADIENT_OF = "No weight of optimizer {optimizer} gets a gradient: is it detached?"
+RATE_FELL = "The rate fell from {fell_from:.2g} to {rate:.2g}: updates change nothing."
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
 
 RULES: tuple[Rule, ...] = (
@@ -310,6 +311,8 @@ def words(finding: Finding) -> str:
                 return RATE_ZERO.format_map({**evidence, **parts})
         case "no update" if "left" in evidence:
             return sentence_case(TAKEN_BACK.format_map(parts))
+        case "no update" if "fell_from" in evidence:
+            return RATE_FELL.format_map(evidence)
         case "eval mode" if evidence.get("question"):
             return sentence_case(MAYBE_EVAL.format_map(parts))
         case "target scale" if evidence.get("question"):
@@ -351,6 +354,8 @@ def _advice(event: WiringFound, *, user_loop: bool) -> list[Advice]:
             return [Advice("freeze", "off", "x")]
         case "rate zero" if not user_loop and event.layer is None:
             return [Advice("schedule", "constant", "s")]
+        case "no update" if "fell_from" in evidence:  # a larger rate would fall again
+            return [] if user_loop else [Advice("schedule", "constant", "s")]
         case "no update" if SMALLEST_RATE < float(evidence.get("rate", SMALL_RATE)) < SMALL_RATE:
             return [Advice("lr", "*1000", "]")]
         case "equal weights" if not user_loop:

@@ -74,6 +74,8 @@ class ReadingFacts:
                     "rate": rate,
                     "dtype": str(layers[0].weight.dtype).removeprefix("torch."),
                 }
+                if self._moved_at is not None:
+                    evidence["fell_from"] = self._moved_at
                 self._facts.found("no update", None, evidence, keep=True)
 
     def check_ends(self, step: int, ends: Ends) -> None:
