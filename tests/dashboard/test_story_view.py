@@ -96,7 +96,7 @@ async def test_a_key_closes_the_end_card_and_acts() -> None:
 async def test_a_run_is_stopped_before_what_follows(key: str, then: str) -> None:
     async with open_dashboard((120, 40), run_of(100)) as dashboard:
         await dashboard.press(key)
-        await dashboard.shows("↑ ↓ enter choose")
+        await dashboard.shows("enter answers · escape stays")
         await dashboard.press("s")
         await wait_for_commands(dashboard, 1)
         assert dashboard.keeper.received == [Stop()]

@@ -16,7 +16,8 @@ from tui_descent.dashboard.dialogs.number import knob_dialog, steps_dialog
 from tui_descent.dashboard.dialogs.range_test import RangeTestDialog
 from tui_descent.dashboard.dialogs.schedule import ScheduleDialog
 from tui_descent.dashboard.panels.lens import asked_layer
-from tui_descent.dashboard.screens.run import VIEWS, RunScreen
+from tui_descent.dashboard.screens.run import RunScreen
+from tui_descent.dashboard.view import VIEWS
 from tui_descent.protocol.commands import Pause, Resume, RunSteps, TurnKnob
 from tui_descent.scenario.keys import BINDING_OF, KeyBinding
 from tui_descent.scenario.knobs import PACES, parse
@@ -143,7 +144,9 @@ def ask_number(screen: RunScreen, knob: str) -> None:
     if screen.can_turn(knob):
         now, rates = screen.bridge.history.knobs.get(knob, ""), screen.bridge.history.rates
         known = rates.rates if knob == "lr" and rates is not None else None
-        screen.app.push_screen(knob_dialog(knob, now, known), _send_answer(screen, knob))
+        screen.app.push_screen(
+            knob_dialog(knob, now, known, advised=_advised(screen, knob)), _send_answer(screen, knob)
+        )
 
 
 def _range_test(screen: RunScreen, binding: KeyBinding, key: str) -> None:
@@ -229,6 +232,7 @@ HANDLERS: dict[str, Handler] = {
     "toggle_log": lambda screen, binding, key: screen.toggle_log(),
     "toggle_recent": lambda screen, binding, key: screen.toggle_recent(),
     "toggle_events": lambda screen, binding, key: screen.toggle_events(),
+    "show_other_lines": lambda screen, binding, key: screen.show_other_lines(),
     "toggle_ghosts": lambda screen, binding, key: screen.toggle_ghosts(),
     "focus_next_panel": lambda screen, binding, key: screen.focus_next_panel(),
     "zoom": lambda screen, binding, key: screen.zoom(),

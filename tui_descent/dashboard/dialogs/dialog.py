@@ -11,10 +11,33 @@ Answer = TypeVar("Answer")
 
 
 class Dialog(ModalScreen[Answer | None], Generic[Answer]):
-    """Answers with a value, or with None when cancelled."""
+    """Answers with a value, or with None when cancelled.
+
+    `hints` name the keys in the box's lower border, as in `enter applies · escape cancels`. A click on one of them
+    presses the key with which it begins.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "cancel", show=False)]
+    hints: str = "escape cancels"
+
+    def on_mount(self) -> None:
+        """Show the hints."""
+        self.show_hints()
+
+    def show_hints(self) -> None:
+        """Write the hints into the border."""
+        words = " · ".join(_clickable(hint) for hint in self.hints.split(" · "))
+        self.query_one(".dialog").border_subtitle = words
+
+    def action_simulate(self, key: str) -> None:
+        """Act as a key: its hint was clicked."""
+        self.app.call_later(self.app.simulate_key, key)  # not now: the click is still being handled
 
     def action_cancel(self) -> None:
         """Close without an answer."""
         self.dismiss(None)
+
+
+def _clickable(hint: str) -> str:
+    key = hint.partition(" ")[0]
+    return f"[@click=screen.simulate('{key}')]{hint}[/]" if key.isascii() else hint

@@ -54,13 +54,13 @@ PANELS = {
 
 
 class HelpDialog(Dialog[None]):
+    hints = "↑ ↓ scroll · escape closes"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark,q", "cancel", show=False)]
 
     def compose(self) -> ComposeResult:
         """The keys, then the panels."""
         with VerticalScroll(classes="dialog wide") as box:
             box.border_title = "Help"
-            box.border_subtitle = "↑ ↓ scroll · escape closes"
             yield Static(Group(_keys(), Text(""), _panels()))
 
 

@@ -13,6 +13,7 @@ from textual.widgets.option_list import Option
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.dialogs.fields import ClickList
 
 Then = Literal["quit", "restart", "gallery"]
 
@@ -27,6 +28,7 @@ STAY = "keep the run and this screen open"
 class LeaveDialog(Dialog[bool]):
     """Answers with True if the run should stop. `script` says that the run is a user's script, `then` what follows."""
 
+    hints = "↑ ↓ choose · enter answers · escape stays"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("s", "stop", show=False), Binding("c,q", "cancel", show=False)]
 
     def __init__(self, *, script: bool = False, then: Then = "quit") -> None:
@@ -39,8 +41,7 @@ class LeaveDialog(Dialog[bool]):
         word = "stop" if self._then == "quit" else self._then
         with Vertical(classes="dialog choice") as box:
             box.border_title = TITLES[self._then]
-            box.border_subtitle = "↑ ↓ enter choose · escape stays"
-            yield OptionList(Option(_row("s", word, does), id="stop"), Option(_row("c", "stay", STAY), id="stay"))
+            yield ClickList(Option(_row("s", word, does), id="stop"), Option(_row("c", "stay", STAY), id="stay"))
 
     def on_mount(self) -> None:
         """Highlight the safe choice, unless a restart was asked for, which loses little."""
