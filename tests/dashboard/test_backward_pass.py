@@ -175,7 +175,7 @@ def test_every_reading_fits_every_size(size: tuple[int, int]) -> None:
 
 
 def measured(reading: LedgerTaken, step: int, *, skip: bool = False) -> LedgerTaken:
-    """The same reading with the factors of the parts: φ′ 0.2 and Wᵀ 1.5, with a skip also the scale 0.5 and the rest."""
+    """The same reading with factors of the parts: φ′ 0.2 and Wᵀ 1.5; with a skip also the scale 0.5 and the rest."""
 
     def parts(factor: float) -> tuple[PartFactor, ...]:
         inner = PartFactor("activation", 0.2), PartFactor("weights", 1.5)

@@ -279,7 +279,7 @@ class LensTaken(Event, frozen=True, kw_only=True, tag="lens"):
 
     It is sent only while a viewer has asked for the layer `asked` by `WatchLens`. `layer` is the layer that the
     activation follows, `kind` the class of its module. `parts` is empty if the function is not known. `reason` says why
-    there is no histogram. `in_training` is False if the probe batch was evaluated.
+    there is no histogram. `in_training` is False if the first training samples were evaluated.
     """
 
     segment: int
