@@ -27,7 +27,7 @@ FLAT_BELOW = 1e-6
 MOST_CONTOUR_DOTS = 4  # a cell with more contour dots has none: its background already shows the slope
 
 PATH, GRADIENT, CURVE, NOW = "#ffffff", "#ff7fae", "#8a97a8", "#ffffff"
-MINIMUM, SADDLE = "#57ab7f", "#e0883c"
+MINIMUM, SADDLE = "#57ab7f", "#d07f30"
 CONTOUR_16 = "#000080"  # blue: where a terminal has 16 colours, it takes the nearest one
 # Dark enough for a white path: cividis up to 0.66, at 0.85 of its brightness.
 _GROUNDS = (
