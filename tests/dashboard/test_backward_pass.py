@@ -175,7 +175,7 @@ def test_every_reading_fits_every_size(size: tuple[int, int]) -> None:
 
 
 def measured(reading: LedgerTaken, step: int, *, skip: bool = False) -> LedgerTaken:
-    """The same reading with a factor for each part: φ′ 0.2 and Wᵀ 1.5, with a skip also the scale 0.5 and the rest."""
+    """The same reading with factors of the parts: φ′ 0.2 and Wᵀ 1.5; with a skip also the scale 0.5 and the rest."""
 
     def parts(factor: float) -> tuple[PartFactor, ...]:
         inner = PartFactor("activation", 0.2), PartFactor("weights", 1.5)
@@ -259,6 +259,34 @@ async def test_the_parts_get_their_factors_when_they_have_been_measured() -> Non
         await dashboard.shows("at step 137, frozen", "block 2 of 20", "× 0.200   = 6.0e-02", "× 1.50    = 9.0e-02")
         await dashboard.press("enter")
         await dashboard.shows("block 3 of 20", "× 0.200   = 1.8e-02")
+
+
+def attention_pass(step: int) -> LedgerTaken:
+    """A backward pass of a transformer with one layer, without formulas."""
+    inner = PartFactor("out", 2.0), PartFactor("activation", 0.5), PartFactor("weights", 1.5), PartFactor("norm", 0.4)
+    attention = PartFactor("scale", 0.5), PartFactor("attention", 0.25), PartFactor("skip", 8.0)
+    parts = attention, (PartFactor("scale", 0.5), *inner, PartFactor("skip", 4.0))
+    entries = [
+        LedgerEntry(block=f"blocks.{n}", factor=f, autograd=f, discrepancy=None, product=p, parts=parts[n])
+        for n, (f, p) in enumerate([(1.0, 1.2), (1.2, 1.2)])
+    ]
+    return LedgerTaken(segment=0, step=step, entries=entries)
+
+
+async def test_a_net_without_formulas_is_measured_when_asked() -> None:
+    nothing = LedgerTaken(segment=0, step=20, entries=[])
+    async with open_dashboard((80, 24), [*vanishing(30), nothing]) as dashboard:
+        await dashboard.press("4")
+        await dashboard.shows("press enter to measure a backward pass")
+        await dashboard.press("enter")
+        await dashboard.wait_until(lambda: dashboard.keeper.received == [MeasureBackwardPass()])
+        dashboard.keeper.publish(attention_pass(31))
+        dashboard.keeper.publish(nothing)
+        await dashboard.shows("at step 31, frozen", "block 1 of 2", "g·δ + N′ Wᵀ φ′ W₂ᵀ s·δ, δ", "W₂ᵀ  × 2.00")
+        await dashboard.press("enter")
+        await dashboard.shows("block 2 of 2", "g·δ + A′ s·δ, δ", "A′   × 0.250", "softmax")
+        await dashboard.press("escape")
+        await dashboard.shows("of each block at step 31", "blocks.1", "enter step by step")
 
 
 async def test_steps_of_a_run_that_has_ended_ask_for_nothing() -> None:

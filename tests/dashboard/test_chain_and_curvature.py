@@ -16,7 +16,7 @@ from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePan
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import Mark, WatchCurvature
 from tui_descent.protocol.curvature_reading import StabilityLimit
-from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, Noted, StateChanged
+from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, Noted, RunEnded, StateChanged
 from tui_descent.telemetry.history import History
 
 EARLIER = vanishing(30)
@@ -107,8 +107,14 @@ async def test_chain_rule_and_curvature_views_say_why_they_are_empty() -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.press("4")
         await dashboard.shows("waiting for the first chain-rule reading")
+    nothing = LedgerTaken(segment=0, step=30, entries=[])
     async with open_dashboard((120, 40), EARLIER) as dashboard:
-        dashboard.keeper.publish(LedgerTaken(segment=0, step=30, entries=[]))
+        await dashboard.press("4")
+        dashboard.keeper.publish(nothing)
+        await dashboard.shows("press enter to measure a backward pass", "enter step by step")
+        dashboard.keeper.publish(RunEnded(status="finished", step=30))
+        await dashboard.shows("enter was not pressed here during the run")
+    async with open_dashboard((120, 40), [started(scenario=None, knobs=()), nothing]) as dashboard:
         await dashboard.press("4")
         await dashboard.shows("not available for this run", "this net has no such blocks")
 

@@ -20,6 +20,7 @@ from textual.widgets import OptionList
 from tui_descent.dashboard import actions
 from tui_descent.dashboard.app import DescentApp
 from tui_descent.dashboard.bridge import Exchange
+from tui_descent.dashboard.colours import state_glyph
 from tui_descent.dashboard.dialogs.help import HelpDialog
 from tui_descent.dashboard.dialogs.layer import DEFINITIONS, LayerDialog
 from tui_descent.dashboard.dialogs.leave import LeaveDialog
@@ -213,7 +214,7 @@ async def test_a_rejection_shows_the_reason() -> None:
 async def test_space_pauses_and_resumes() -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.press("space")
-        await dashboard.shows("● paused", "space resume")
+        await dashboard.shows("‖ paused", "space resume")
         await dashboard.press("space")
         await dashboard.shows("● running")
         assert dashboard.keeper.received == [Pause(), Resume()]
@@ -222,7 +223,7 @@ async def test_space_pauses_and_resumes() -> None:
 @pytest.mark.parametrize("state", ["held", "waiting"])
 async def test_space_resumes_a_stopped_run(state: str) -> None:
     async with open_dashboard((120, 40), [*EARLIER, StateChanged(state=state, reason="loss is nan")]) as dashboard:  # type: ignore[arg-type]
-        await dashboard.shows(f"● {state}")
+        await dashboard.shows(f"{state_glyph(state)} {state}")
         await dashboard.press("space")
         await dashboard.wait_until(lambda: dashboard.keeper.received == [Resume()])
 
@@ -445,7 +446,7 @@ async def test_optimizer_dialog_shows_the_rate_of_the_scenario() -> None:
 
 async def test_no_dialog_opens_after_the_run_has_ended() -> None:
     async with open_dashboard((80, 24), [*EARLIER, RunEnded(status="finished", step=30)]) as dashboard:
-        await dashboard.shows("● finished")
+        await dashboard.shows("✓ finished")
         for key in ("o", "n", "i", "a", "s", "l", "c", ">"):
             dashboard.app.bridge.exchange = Exchange()
             await dashboard.press(key)

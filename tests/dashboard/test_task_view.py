@@ -274,9 +274,10 @@ def test_any_digits_are_drawn_in_any_size(depth: Depth) -> None:
 def test_bars_show_the_loss_of_each_character() -> None:
     losses = array("f", [0.0, 4.564, 2.4, math.nan, 99.0, -1.0, 0.3, math.inf])
     picture = text_picture(1, 8, losses=losses.tobytes())
-    rows = text(picture, 78, 17).splitlines()
-    (at,) = [n for n, row in enumerate(rows) if row.strip() == "def f(x)"]
-    assert rows[at + 1].strip() == "▁█▅?█▁▁?"
+    for height, bars in ((8, ["▁█▅?█▁▁?"]), (17, [" █  █   ", " █▁ █   ", " ██ █   ", "▁██?█▁▃?"])):
+        rows = text(picture, 78, height).splitlines()
+        (at,) = [n for n, row in enumerate(rows) if row.strip() == "def f(x)"]
+        assert [row[1:9] for row in rows[at + 1 : at + 1 + len(bars)]] == bars, "as high as there is room for"
     assert "2.300 nats" in rows[0]
     assert "4.564 by guessing" in rows[0]
 

@@ -127,8 +127,8 @@ class RatesChanged(Event, frozen=True, kw_only=True, tag="rates"):
 
 
 # The parts of a block: the scale s of the branch and the sum with the input (both with a skip), the norm layer, the
-# activation and the weights.
-BlockPart = Literal["scale", "norm", "activation", "weights", "skip"]
+# activation, the weights, and a second Linear after the activation (`out`).
+BlockPart = Literal["scale", "norm", "activation", "weights", "convolution", "attention", "out", "dropout", "skip"]
 
 
 class PartFactor(msgspec.Struct, frozen=True):
@@ -141,9 +141,10 @@ class PartFactor(msgspec.Struct, frozen=True):
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One block's chain-rule factor ‖dL/dx‖/‖dL/dy‖ for input x and output y.
 
-    `factor` is computed from the block's parts, `autograd` by autograd. `product` is the product of all factors from
-    the network's output to this block. `parts` are in the order of the backward pass, and their product is `factor`.
-    They are known only if a viewer has asked for them by `MeasureBackwardPass`.
+    `factor` is computed from the block's parts, `autograd` by autograd. A block without formulas has the latter for
+    both. `product` is the product of all factors from the network's output to this block. `parts` are in the order of
+    the backward pass, and their product is `factor`. They are known only if a viewer has asked for them by
+    `MeasureBackwardPass`.
     """
 
     block: str
@@ -279,7 +280,7 @@ class LensTaken(Event, frozen=True, kw_only=True, tag="lens"):
 
     It is sent only while a viewer has asked for the layer `asked` by `WatchLens`. `layer` is the layer that the
     activation follows, `kind` the class of its module. `parts` is empty if the function is not known. `reason` says why
-    there is no histogram. `in_training` is False if the probe batch was evaluated.
+    there is no histogram. `in_training` is False if the first training samples were evaluated.
     """
 
     segment: int

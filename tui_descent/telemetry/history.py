@@ -276,6 +276,7 @@ class History:
 
         # A current value is kept only if its step is in the history that the new segment begins with.
         self.readings, self.ledger = self.newest_readings.rewind(still_valid), still_valid(self.ledger)
+        self.backward_pass = still_valid(self.backward_pass)
         self.measured = {
             name: fact for name, known in self.measured.items() if (fact := still_valid(known)) is not None
         }

@@ -40,11 +40,11 @@ class LensPanel(Panel):
     min_interval_s = 0.1
     help_text = (
         "The activation of the selected layer, or of the first one that has an activation: the function f and its "
-        "derivative f′ over the pre-activation z. Below: how often each z occurs, for the probe batch or, in your own "
-        "loop, for a training batch. A bar is bright where f′ is large and dark where it is small: the gradient of a "
-        "dark bar's values hardly passes. 'Flat' is the share of values whose f′ is below a tenth of the largest f′ "
-        "on this axis. The trainer counts at most five times a second, while this view or the dialog of the key a is "
-        "open."
+        "derivative f′ over the pre-activation z. Below: how often each z occurs, for the first training samples or, "
+        "in your own loop, for a training batch. A bar is bright where f′ is large and dark where it is small: the "
+        "gradient of a dark bar's values hardly passes. 'Flat' is the share of values whose f′ is below a tenth of the "
+        "largest f′ on this axis. The trainer counts at most five times a second, while this view or the dialog of the "
+        "key a is open."
     )
 
     def heading(self, view: View) -> tuple[str, str]:

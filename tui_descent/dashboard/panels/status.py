@@ -31,7 +31,7 @@ class StatusPanel(Panel, can_focus=False):
         If the other parts do not all fit, those with the highest ranks are left out.
         """
         word, style = state_of(view)
-        end = Line().add("● ", style).add(word, style).add(" ")
+        end = Line().add(f"{colours.state_glyph(word)} ", style).add(word, style).add(" ")
         room = width - end.width  # each part takes two more cells, for the blanks between parts and at both ends
         parts = _parts(view)
         kept: list[int] = []

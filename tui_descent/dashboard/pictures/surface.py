@@ -28,7 +28,7 @@ MOST_CONTOUR_DOTS = 4  # a cell with more contour dots has none: its background 
 
 PATH, GRADIENT, CURVE, NOW = "#ffffff", "#ff7fae", "#8a97a8", "#ffffff"
 # Glyph and colour of each kind of critical point.
-CRITICAL = {"minimum": ("▾", "#57ab7f"), "saddle": ("×", "#e0883c"), "maximum": ("▴", "#b48ead")}
+CRITICAL = {"minimum": ("▾", "#57ab7f"), "saddle": ("×", "#d07f30"), "maximum": ("▴", "#b48ead")}
 UNDEFINED, UNDEFINED_COLOUR = "╱", "#4d5563"  # a cell where the loss is NaN or infinite
 CONTOUR_16 = "#000080"  # blue: where a terminal has 16 colours, it takes the nearest one
 # Dark enough for a white path: cividis up to 0.66, at 0.85 of its brightness.

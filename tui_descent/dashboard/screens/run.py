@@ -24,7 +24,7 @@ from tui_descent.dashboard.dialogs.layer import LayerDialog
 from tui_descent.dashboard.dialogs.leave import Then
 from tui_descent.dashboard.dialogs.predict import PredictDialog
 from tui_descent.dashboard.panels.caption import CaptionPanel
-from tui_descent.dashboard.panels.chain_rule import ChainRulePanel
+from tui_descent.dashboard.panels.chain_rule import ChainRulePanel, can_measure
 from tui_descent.dashboard.panels.curvature import CurvaturePanel
 from tui_descent.dashboard.panels.events import EventsPanel
 from tui_descent.dashboard.panels.footer import FooterPanel
@@ -525,8 +525,11 @@ class RunScreen(Screen[None]):
         starts = not chain.stepping
         if chain.step(self.view):
             self._drawn = None
-            if starts and self.bridge.history.live and not self.bridge.unavailable:
+            if starts and can_measure(self.view) and not self.bridge.unavailable:
                 self.bridge.send(MeasureBackwardPass())
+        elif can_measure(self.view) and self.view.history.ledger is not None and not self.bridge.unavailable:
+            chain.await_steps(self.view)
+            self.bridge.send(MeasureBackwardPass())
         else:
             self.bridge.refuse("no chain-rule reading to step through")
 
