@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from driver import compare, open_dashboard
-from factories import started, vanishing
+from factories import started, steps, vanishing
 from task_pictures import (
     curve_picture,
     digits_picture,
@@ -21,11 +21,12 @@ from task_pictures import (
 )
 
 from tui_descent.dashboard.charts.picture import Depth
+from tui_descent.dashboard.panels.task import TaskPanel
 from tui_descent.dashboard.pictures.draw import Drawings, grid, legend
 from tui_descent.dashboard.pictures.regions import class_one_ahead
 from tui_descent.dashboard.pictures.surface import LEVELS, RANK_PART, heights, level
 from tui_descent.protocol.commands import WatchTask
-from tui_descent.protocol.events import RunEnded, StateChanged
+from tui_descent.protocol.events import AnyEvent, RunEnded, StateChanged
 from tui_descent.protocol.task_pictures import (
     MAX_NET_CELLS,
     NO_GUESS,
@@ -34,6 +35,8 @@ from tui_descent.protocol.task_pictures import (
     TaskPicture,
     grid_size,
 )
+from tui_descent.scenario import presets
+from tui_descent.scenario.toml import to_table
 
 EARLIER = vanishing(30)
 DEPTHS: tuple[Depth, ...] = ("truecolor", "256", "16", "none")
@@ -59,6 +62,29 @@ async def test_pictures_are_requested_only_while_the_view_is_open_and_in_its_siz
         await dashboard.wait_until(lambda: dashboard.keeper.received[1:] == [WatchTask(on=True, columns=70, rows=16)])
         await dashboard.press("1")
         await dashboard.wait_until(lambda: dashboard.keeper.received[2:] == [WatchTask(on=False)])
+
+
+def surface_run() -> list[AnyEvent]:
+    run = started(0, scenario=to_table(presets.find("saddle")[1]), layers=(), steps=1200)
+    return [run, StateChanged(state="running"), steps(0, [math.exp(-n / 10) for n in range(40)])]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_a_test_surface_is_shown_in_the_overview_and_beside_the_story(size: tuple[int, int]) -> None:
+    async with open_dashboard(size, surface_run()) as dashboard:
+        received = dashboard.keeper.received
+        await dashboard.shows("waiting for the first picture")
+        await dashboard.wait_until(lambda: bool(received))
+        columns, rows = dashboard.app.run_screen.query_one("#map", TaskPanel).grid
+        assert received == [WatchTask(on=True, columns=columns, rows=rows)]
+        dashboard.keeper.publish(taken(surface_picture(columns, rows), step=31))
+        await dashboard.shows("contour map of the loss", "step 31")
+        await dashboard.drawn()
+        compare(f"overview-surface-{size[0]}x{size[1]}", dashboard.text())
+        await dashboard.press("h")
+        await dashboard.shows("contour map of the loss", "Next: watch until about step 300")
+        await dashboard.press("2")
+        await dashboard.wait_until(lambda: dashboard.keeper.received[-1] == WatchTask(on=False))
 
 
 async def test_the_view_says_why_it_is_empty() -> None:
@@ -175,7 +201,7 @@ def test_any_surface_is_drawn_in_any_size(depth: Depth) -> None:
             )
     flat = surface_picture(30, 20, losses=array("f", [2.0] * 600).tobytes())
     text(flat, 78, 17, depth)
-    assert legend(flat, depth)
+    assert legend(flat, depth, 60)
 
 
 def test_a_terminal_without_colours_shows_the_path_by_bullets() -> None:
@@ -217,7 +243,7 @@ def test_regions_without_colours_are_shaded() -> None:
         assert rows[10][8 + 35] == "░"
         assert rows[2][8 + 2] == " "
         assert any("·" in row for row in rows)
-        assert legend(regions_picture(), depth).endswith("· unsure")
+        assert legend(regions_picture(), depth, 60).endswith("· unsure")
     assert "░" not in text(regions_picture(), 78, 22, "truecolor")
 
 
@@ -268,7 +294,7 @@ def test_any_digits_are_drawn_in_any_size(depth: Depth) -> None:
     assert "NaN/inf" in text(unknown, 78, 17, depth)
     broken = digits_picture(guesses=bytes([NO_GUESS] * 96), confusions=(), right=0)
     assert "the outputs are" in text(broken, 78, 17, depth).splitlines()[1]
-    assert legend(few, depth)
+    assert legend(few, depth, 60)
 
 
 def test_bars_show_the_loss_of_each_character() -> None:
@@ -293,7 +319,7 @@ def test_any_text_is_drawn_in_any_size() -> None:
     for size in ((1, 1), (8, 4), (12, 5), (42, 3), (78, 17), (198, 54)):
         for picture in (strange, nothing, text_picture(24, 2), text_picture(4, 77)):
             text(picture, *size)
-    assert legend(nothing, "none")
+    assert legend(nothing, "none", 60)
 
 
 @pytest.mark.parametrize("picture", [surface_picture, curve_picture, regions_picture, digits_picture, text_picture])
@@ -325,3 +351,22 @@ def test_a_maximum_has_its_own_glyph() -> None:
     picture = surface_picture(critical=(CriticalPoint("maximum", (0.5, 0.5)),))
     assert "▴" in text(picture, 80, 24)
     assert "▴ maximum" in legend(picture, "truecolor")
+
+
+def test_the_legend_and_the_numbers_of_a_surface_fit_into_a_narrow_panel() -> None:
+    assert "○ start" in legend(surface_picture(), "truecolor", 60)
+    narrow = legend(surface_picture(), "truecolor", 34)
+    assert "start" not in narrow
+    assert narrow.endswith("× saddle[/]")
+    for width in range(20, 80):
+        first = text(surface_picture(20, 8), width, 10).splitlines()[0]
+        assert "…" not in first or width < 34, first
+
+
+def test_the_tangent_does_not_hide_the_curve() -> None:
+    at_minimum = {"point": (1.5,), "loss": 0.0, "path": b""}
+    with_tangent = text(curve_picture(gradient=(0.0,), **at_minimum), 80, 20).splitlines()
+    without = text(curve_picture(gradient=(math.nan,), **at_minimum), 80, 20).splitlines()
+    assert with_tangent[1:] != without[1:]
+    for row, expected in zip(with_tangent[1:], without[1:], strict=True):
+        assert all(found == dots for found, dots in zip(row, expected, strict=True) if "\u2800" < dots <= "\u28ff")

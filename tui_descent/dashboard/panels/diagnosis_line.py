@@ -76,6 +76,9 @@ def diagnosis_line(view: View) -> Words:
         return "not shown", colours.ORANGE, reason, colours.TEXT
     found = history.diagnosis
     if found is None:
+        steps = history.started.steps if history.started is not None else None
+        if steps is not None and max(steps, history.steps) < MIN_STEPS:
+            return "no diagnosis", colours.DIM, f"it needs {MIN_STEPS} steps; this run has {steps}", colours.DIM
         measured = _measured(view) if history.steps else ""
         return "still measuring" if measured else "", colours.DIM, measured, colours.DIM
     if outdated := _outdated_by(view, found):

@@ -16,6 +16,7 @@ from tui_descent.dashboard.text.device_info import detail_lines
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import plural
 from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.text.story_keys import keep_together, parts
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import RunStarted
 from tui_descent.scenario.spec import Scenario
@@ -83,7 +84,7 @@ class StoryPanel(Panel):
         self._top = min(self._top, max(0, len(text) - room))
         self._below = max(0, len(text) - room - self._top)
         rows = [*fixed, *text[self._top : self._top + room]]
-        return [Line().add(" ").add(row, style).to_strip(width) for row, style in rows[:height]]
+        return [_line(row, style).to_strip(width) for row, style in rows[:height]]
 
     def _next(self, view: View, scenario: Scenario, width: int) -> list[Row]:
         rows: list[Row] = []
@@ -127,8 +128,16 @@ def _story(started: RunStarted, width: int) -> list[Row]:
     table: dict[str, Any] = started.scenario or {}
     for paragraph in str(table.get("story", "")).split("\n\n"):
         if paragraph.strip():
-            rows += [*_wrap(safe(" ".join(paragraph.split()), 4000), width, colours.TEXT), ("", colours.TEXT)]
+            text = keep_together(safe(" ".join(paragraph.split()), 4000))
+            rows += [*_wrap(text, width, colours.TEXT), ("", colours.TEXT)]
     return rows
+
+
+def _line(row: str, style: Style) -> Line:
+    line = Line().add(" ")
+    for part, is_key in parts(row):
+        line.add(part, colours.KEY if is_key else style)
+    return line
 
 
 def _at_end(card: EndCard, width: int) -> list[Row]:

@@ -36,7 +36,7 @@ class TaskPanel(Panel):
         taken = view.history.task
         if taken is None:
             return "Task", ""
-        return f"Task  [dim]{title(taken.picture)}[/dim]", legend(taken.picture, self._depth)
+        return f"Task  [dim]{title(taken.picture)}[/dim]", legend(taken.picture, self._depth, self.content_size.width)
 
     def depends_on(self, view: View) -> object:
         """The newest picture."""

@@ -51,11 +51,11 @@ def title(picture: TaskPicture) -> str:
             return "what the net writes, and how well it predicts"
 
 
-def legend(picture: TaskPicture, depth: Depth) -> str:
-    """What the glyphs mean, for the panel's border, as Textual markup."""
+def legend(picture: TaskPicture, depth: Depth, width: int) -> str:
+    """What the glyphs mean, for the border of a panel of `width` cells, as Textual markup."""
     match picture:
         case SurfacePicture():
-            return surface.legend(picture)
+            return surface.legend(picture, width)
         case RegionsPicture():
             return regions.legend(depth)
         case DigitsPicture():

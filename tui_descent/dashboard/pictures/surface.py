@@ -60,14 +60,20 @@ def draw(picture: SurfacePicture, width: int, height: int, depth: Depth, maps: C
     return with_axes(drawn, across, up, width)
 
 
-def legend(picture: SurfacePicture) -> str:
-    """What the glyphs mean, for the panel's border, as Textual markup."""
+def legend(picture: SurfacePicture, width: int) -> str:
+    """What the glyphs mean, for the panel's border, as Textual markup.
+
+    If it does not fit, the first entries are left out.
+    """
     kinds = {point.kind for point in picture.critical}
-    found = ["○ start", "● now", f"[{GRADIENT}]→ −gradient[/]" if len(picture.point) == 2 else f"[{GRADIENT}]slope[/]"]
-    found += [f"[{colour}]{glyph} {kind}[/]" for kind, (glyph, colour) in CRITICAL.items() if kind in kinds]
+    found = [("○ start", ""), ("● now", "")]
+    found.append(("→ −gradient" if len(picture.point) == 2 else "slope", GRADIENT))
+    found += [(f"{glyph} {kind}", colour) for kind, (glyph, colour) in CRITICAL.items() if kind in kinds]
     if len(picture.point) == 2 and not all(map(math.isfinite, array("f", picture.losses))):
-        found.append(f"[{UNDEFINED_COLOUR}]{UNDEFINED} not finite[/]")
-    return "  ".join(found)
+        found.append((f"{UNDEFINED} not finite", UNDEFINED_COLOUR))
+    while found and sum(len(text) + 2 for text, _ in found) > width:
+        del found[0]
+    return "  ".join(f"[{colour}]{text}[/]" if colour else text for text, colour in found)
 
 
 class ContourMaps:
@@ -222,13 +228,13 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
     drawn = Picture(columns, rows)
     step = (across.high - across.low) / len(losses)
     points = [plane.dot(across.low + (n + 0.5) * step, loss) for n, loss in enumerate(losses)]
-    for start, end in pairwise(points):
-        drawn.line(start, end, CURVE)
     (w,), slope = picture.point, picture.gradient[0]
     if math.isfinite(slope) and plane.cell(w, picture.loss) is not None:
         reach = _tangent_reach(plane, slope)
         left, right = (plane.dot(w + d, picture.loss + slope * d) for d in (-reach, reach))
         drawn.line(left, right, GRADIENT)
+    for start, end in pairwise(points):  # over the tangent, which is flat where the curve has its minimum
+        drawn.line(start, end, CURVE)
 
     def mark(x: float, character: str, colour: str) -> None:
         loss = picture.loss if x == w else _between(losses, across, x)
@@ -270,13 +276,16 @@ def numbers(taken: TaskTaken, width: int) -> Strip:
     line = Line().add(" step ", colours.DIM).add(f"{with_commas(taken.step)}  ", colours.BRIGHT)
     for name, value in zip(names, picture.point, strict=False):
         line.add(f"{name} = ", colours.DIM).add(f"{short(value)}  ", colours.BRIGHT)
-    line.add("loss ", colours.DIM).add(f"{short(picture.loss)}  ", colours.BRIGHT)
     if not all(low <= x <= high for low, x, high in zip(picture.low, picture.point, picture.high, strict=True)):
         return line.add("outside of the picture", colours.ORANGE).to_strip(width)
+    loss = short(picture.loss)
+    if line.width + len("loss ") + len(loss) > width:
+        return line.to_strip(width)
+    line.add("loss ", colours.DIM).add(loss, colours.BRIGHT)
     gradient = ", ".join(short(g) for g in picture.gradient)
     gradient = gradient if len(picture.gradient) == 1 else f"({gradient})"
     length = short(math.hypot(*picture.gradient))
-    for label, number in (("gradient ", gradient), ("|gradient| ", length), ("|g| ", length)):
+    for label, number in (("  gradient ", gradient), ("  |gradient| ", length), ("  |g| ", length)):
         if line.width + len(label) + len(number) <= width:
             return line.add(label, colours.DIM).add(number, colours.BRIGHT).to_strip(width)
     return line.to_strip(width)

@@ -139,6 +139,7 @@ class RunScreen(Screen[None]):
             with Vertical(id="time-column"):
                 yield LossPanel(id="loss")
                 yield HeatmapPanel(id="heatmap")
+                yield TaskPanel(id="map")
             with Vertical(id="layers-column"):
                 yield GradientsPanel(id="gradients")
                 yield UpdatesPanel(id="updates")
@@ -225,10 +226,19 @@ class RunScreen(Screen[None]):
             bridge.send(WatchCurvature(on=wanted))
 
     def _request_task(self) -> None:
-        """Make the trainer send pictures of the task only while the task view is open, in the size of its panel."""
+        """Make the trainer send pictures of the task only while a panel shows them, in the panel's size.
+
+        A test surface has no layers: the overview and the story show its picture in place of the heat-map.
+        """
         bridge, wanted = self.bridge, WatchTask(on=False)
-        for panel in self.query(TaskPanel) if self.has_class("view-task") else ():
-            columns, rows = panel.grid
+        scenario = scenario_of(bridge.history.started)
+        on_surface = scenario is not None and scenario.data is None
+        self.set_class(on_surface, "surface")
+        shown = "task" if self.has_class("view-task") else ""
+        if on_surface and (self.has_class("view-overview") or self.has_class(f"view-{STORY}")):
+            shown = "map"
+        for panel in self._panels:
+            columns, rows = panel.grid if isinstance(panel, TaskPanel) and panel.id == shown else (0, 0)
             if columns > 0 and rows > 0:  # 0 until the view's first layout
                 wanted = WatchTask(on=True, columns=columns, rows=rows)
         started = bridge.history.started
