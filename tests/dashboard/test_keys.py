@@ -94,7 +94,7 @@ async def test_a_key_sends_its_command() -> None:
             dashboard.app.bridge.exchange = Exchange()
             await dashboard.press(*keys)
             await dashboard.wait_until(lambda: dashboard.app.bridge.exchange.reply is not None)
-            assert dashboard.keeper.received == [command], keys
+            assert dashboard.keeper.steered == [command], keys
             dashboard.keeper.received.clear()
             await dashboard.press("escape")  # now no layer is selected
 

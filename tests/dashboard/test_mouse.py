@@ -21,7 +21,7 @@ async def click(dashboard: Dashboard, words: str, *, times: int = 1, last: bool 
 
 
 async def received(dashboard: Dashboard) -> None:
-    await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+    await dashboard.wait_until(lambda: bool(dashboard.keeper.steered))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ async def test_a_click_on_the_footer_acts_as_its_key(words: str, command: object
         await dashboard.drawn()
         await click(dashboard, words, last=True)
         await received(dashboard)
-        assert dashboard.keeper.received == [command]
+        assert dashboard.keeper.steered == [command]
 
 
 async def test_a_click_on_the_views_shows_the_next_one() -> None:
@@ -74,10 +74,10 @@ async def test_a_click_highlights_and_a_double_click_applies() -> None:
         await dashboard.shows("gelu")
         await click(dashboard, "gelu ")
         await dashboard.shows("transformers")
-        assert dashboard.keeper.received == []
+        assert dashboard.keeper.steered == []
         await click(dashboard, "gelu ", times=2)
         await received(dashboard)
-        assert dashboard.keeper.received == [TurnKnob(knob="activation", value="gelu")]
+        assert dashboard.keeper.steered == [TurnKnob(knob="activation", value="gelu")]
 
 
 async def test_the_wheel_scrolls_the_story() -> None:
@@ -111,4 +111,4 @@ async def test_typing_a_name_finds_it_in_a_list() -> None:
         assert option.id == "silu"
         await dashboard.press("enter")
         await received(dashboard)
-        assert dashboard.keeper.received == [TurnKnob(knob="activation", value="silu")]
+        assert dashboard.keeper.steered == [TurnKnob(knob="activation", value="silu")]

@@ -51,7 +51,7 @@ async def test_a_change_in_the_story_asks_first_and_reveals_the_answer() -> None
         await dashboard.shows("You predicted: the loss falls.")
         for step in range(200, 260):
             dashboard.keeper.publish(steps(step, [2.3 if step < 205 else 0.5]))
-        await dashboard.shows("right.")
+        await dashboard.shows("Right! It fell: from")
 
 
 async def test_escape_makes_no_change() -> None:

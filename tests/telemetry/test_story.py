@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from factories import history_of, turned, vanishing
+from factories import history_of, received, started, steps, turned, vanishing
 
 from tui_descent.dashboard.prediction import Prediction, reveal, what_happened
-from tui_descent.protocol.events import AnyEvent, RunEnded, StateChanged
+from tui_descent.protocol.events import AnyEvent, EndReached, RunEnded, StateChanged
 from tui_descent.scenario import presets
 from tui_descent.scenario.claims import Measure, judge
 from tui_descent.scenario.key_words import how_to_press
@@ -27,7 +27,7 @@ SCENARIO = presets.find("vanishing")[1]
         ("lr=/10", "press ["),
         ("lr=0.3", "press l and type 0.3"),
         ("activation=leaky_relu", "press a and choose leaky_relu"),
-        ("norm=layer,where=mid,way=instant", "press n and choose layer, with where=mid way=instant"),
+        ("norm=layer,where=mid,way=instant", "press n and choose layer, where mid, way instant"),
         ("optimizer=adam", "press o and choose adam"),
         ("kick=0.01", "press k"),
         ("undo", "press u"),
@@ -120,4 +120,48 @@ def test_a_prediction_is_revealed_after_fifty_steps() -> None:
     change = loss_change(history, 150, 50)
     assert change is not None
     assert right is True
-    assert f"from {change[0]:.3g} to {change[1]:.3g}" in text
+    assert (
+        text == f"You predicted: the loss falls. Right! It fell: from {change[0]:.3g} to {change[1]:.3g} in 50 steps."
+    )
+    undone = msgspec.structs.replace(history.interventions[0], segment=7)
+    history.interventions[0] = undone
+    assert reveal(prediction, history) == ("", None)
+
+
+def test_a_change_before_the_first_step_is_compared_with_the_initial_loss() -> None:
+    history = history_of([started(), steps(0, [4.0] + 60 * [1.0])])
+    history.interventions.append(turned(0, "1", "0.1", knob="lr", client=1, request=5))
+    text, right = reveal(Prediction(client=1, request=5, guess="rises"), history)
+    assert text.startswith("You predicted: the loss rises. It fell: from 4 to 1")
+    assert right is False
+
+
+def test_the_hint_of_a_paused_run_says_how_to_go_on() -> None:
+    history = history_of(vanishing(100, 10_000))
+    history.apply(StateChanged(state="paused"))
+    assert next_hint(SCENARIO, history) == "press space, then watch until about step 150, then press r"
+    history = history_of(vanishing(200, 10_000))
+    history.apply(StateChanged(state="paused"))
+    assert next_hint(SCENARIO, history) == "press r, then space"
+    history.apply(turned(200, "off", "on"))
+    assert next_hint(SCENARIO, history).startswith("press space, then watch what the loss does")
+
+
+def test_the_hint_at_the_end_names_what_was_not_tried() -> None:
+    history = history_of(vanishing(600, 10_000))
+    history.apply(StateChanged(state="waiting"))
+    assert next_hint(SCENARIO, history) == "restart (R), then press r"
+    history.apply(turned(600, "off", "on"))
+    assert next_hint(SCENARIO, history) == "restart (R), or choose another preset (p)"
+
+
+def test_what_was_evaluated_at_the_end_belongs_to_that_end() -> None:
+    history = history_of(vanishing(60))
+    history.apply(EndReached(segment=0, step=60, loss=0.25, accuracy=0.75, position=(1.5,)))
+    assert history.end == EndReached(segment=0, step=60, loss=0.25, accuracy=0.75, position=(1.5,))
+    assert received(history).end == history.end, "a viewer that joins late"
+    card = end_card(SCENARIO, history, "vanishing")
+    assert "to 0.25 in 60 steps" in card.happened[0]
+    assert card.happened[1] == "On held-out data 75.0% are right."
+    history.apply(steps(60, [2.0]))
+    assert history.end is None, "the run went on"

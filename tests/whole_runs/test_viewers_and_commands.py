@@ -28,6 +28,7 @@ from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
     CommandRejected,
+    EndReached,
     Evaluated,
     HistorySent,
     KnobTurned,
@@ -40,7 +41,9 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     Welcome,
 )
+from tui_descent.scenario import presets
 from tui_descent.telemetry.history import History
+from tui_descent.telemetry.story import end_card
 
 
 def test_two_viewers_steer_one_run(start: Start) -> None:
@@ -265,3 +268,15 @@ def test_a_thousand_commands_in_one_write_are_answered_within_two_seconds(start:
     assert sum(turn.turns for turn in turns) == 1000
     assert len(turns) < 100 or pace is not None  # a paced run has time to carry out each one separately
     assert float(turns[-1].new) == pytest.approx(old * (1.25 / 1.24) ** 500, rel=1e-5)
+
+
+def test_at_the_end_the_claims_are_judged_with_the_last_weights(start: Start) -> None:
+    viewer = start("first-descent", pace=1000.0).viewer()
+    history = History.receive(viewer.until_event(HistorySent))
+    viewer.until_event(StateChanged, state="waiting")
+    for event in viewer.heard:
+        if isinstance(event, AnyEvent):
+            history.apply(event)
+    assert isinstance(history.end, EndReached)
+    claims = end_card(presets.find("first-descent")[1], history, "first-descent").claims
+    assert [result.outcome for result in claims] == ["held"] * 3, claims

@@ -15,6 +15,7 @@ from tui_descent.dashboard.dialogs.help import HelpDialog
 from tui_descent.dashboard.dialogs.number import knob_dialog, steps_dialog
 from tui_descent.dashboard.dialogs.range_test import RangeTestDialog
 from tui_descent.dashboard.dialogs.schedule import ScheduleDialog
+from tui_descent.dashboard.panels.lens import asked_layer
 from tui_descent.dashboard.screens.run import VIEWS, RunScreen
 from tui_descent.protocol.commands import Pause, Resume, RunSteps, TurnKnob
 from tui_descent.scenario.keys import BINDING_OF, KeyBinding
@@ -63,8 +64,10 @@ def _choose_activation(screen: RunScreen, binding: KeyBinding, key: str) -> None
     if target is not None and screen.can_turn("activation"):
         state = screen.bridge.history.initial_state("activation")
         dialog = ActivationDialog(
+            screen.bridge,
             screen.knob_value("activation", target),
             target,
+            asked=asked_layer(screen.view),
             slope=_leaky_slope(screen),
             acts_on=tuple(name for name in state.acts_on if _is_inside(name, target)),
             left_alone=tuple(entry for entry in state.left_alone if _is_inside(entry[0], target)),

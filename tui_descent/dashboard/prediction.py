@@ -14,6 +14,7 @@ from tui_descent.telemetry.story import EFFECT_STEPS, loss_change
 
 Guess = Literal["falls", "stays about the same", "rises"]
 GUESSES: tuple[Guess, ...] = ("falls", "stays about the same", "rises")
+PAST: dict[Guess, str] = {"falls": "fell", "stays about the same": "stayed about the same", "rises": "rose"}
 # A smaller relative change of the smoothed loss counts as none.
 SAME = 0.05
 
@@ -27,22 +28,26 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def reveal(prediction: Prediction, history: History) -> tuple[str, bool | None]:
-    """The prediction and what happened, in words, and whether it was right; None while that is not known."""
+    """The prediction and what happened, in words, and whether it was right; None while that is not known.
+
+    If the change was undone, there is nothing to say.
+    """
     guessed = f"You predicted: the loss {prediction.guess}."
-    turned = _change(prediction, history)
+    made = _changes(prediction, history)
+    turned = next((turned for turned in made if turned.segment == history.segment), None)
     if turned is None:
-        return guessed, None
-    made = history.steps - turned.step
-    if made < EFFECT_STEPS:
-        return f"{guessed} {max(0, made)} of {EFFECT_STEPS} steps so far.", None
+        return "" if made else guessed, None
+    since = history.steps - turned.step
+    if since < EFFECT_STEPS:
+        return f"{guessed} {max(0, since)} of {EFFECT_STEPS} steps so far.", None
     change = loss_change(history, turned.step, EFFECT_STEPS)
     if change is None:
         return guessed, None
     before, after = change
     happened = what_happened(before, after)
     right = happened == prediction.guess
-    found = f"It went from {before:.3g} to {after:.3g} in {EFFECT_STEPS} steps"
-    return f"{guessed} {found}: {'right' if right else f'it {happened}'}.", right
+    found = f"It {PAST[happened]}: from {before:.3g} to {after:.3g} in {EFFECT_STEPS} steps."
+    return f"{guessed} {'Right! ' if right else ''}{found}", right
 
 
 def what_happened(before: float, after: float) -> Guess:
@@ -53,8 +58,7 @@ def what_happened(before: float, after: float) -> Guess:
     return "falls" if after < before else "rises"
 
 
-def _change(prediction: Prediction, history: History) -> KnobTurned | None:
-    """The change, unless it was rejected or undone."""
-    wanted = (prediction.client, prediction.request, history.segment)
-    found = (turned for turned in history.interventions if (turned.client, turned.request, turned.segment) == wanted)
-    return next(found, None)
+def _changes(prediction: Prediction, history: History) -> list[KnobTurned]:
+    """The predicted change, also if it was undone; empty if it was not made yet, or rejected."""
+    wanted = (prediction.client, prediction.request)
+    return [turned for turned in history.interventions if (turned.client, turned.request) == wanted]

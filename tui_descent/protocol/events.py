@@ -126,11 +126,24 @@ class RatesChanged(Event, frozen=True, kw_only=True, tag="rates"):
     rates: dict[str, list[float]]
 
 
+# The parts of a block: the scale s of the branch and the sum with the input (both with a skip), the norm layer, the
+# activation and the weights.
+BlockPart = Literal["scale", "norm", "activation", "weights", "skip"]
+
+
+class PartFactor(msgspec.Struct, frozen=True):
+    """The factor by which one part of a block changes the gradient's norm; None if the gradient before it is 0."""
+
+    part: BlockPart
+    factor: float | None
+
+
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One block's chain-rule factor ‖dL/dx‖/‖dL/dy‖ for input x and output y.
 
     `factor` is computed from the block's parts, `autograd` by autograd. `product` is the product of all factors from
-    the network's output to this block.
+    the network's output to this block. `parts` are in the order of the backward pass, and their product is `factor`.
+    They are known only if a viewer has asked for them by `MeasureBackwardPass`.
     """
 
     block: str
@@ -138,6 +151,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     autograd: float | None
     discrepancy: float | None
     product: float | None
+    parts: tuple[PartFactor, ...] = ()
 
 
 class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
@@ -191,7 +205,9 @@ class DeviceTaken(Event, frozen=True, kw_only=True, tag="device"):
 
 
 class LedgerTaken(Event, frozen=True, kw_only=True, tag="ledger"):
-    """The chain-rule factors of one step, starting with the first block."""
+    """The chain-rule factors of one step, starting with the first block. In the answer to `MeasureBackwardPass` they
+    are those of the last batch, with the weights before update `step`.
+    """
 
     segment: int
     step: int
@@ -406,6 +422,19 @@ class Noted(Event, frozen=True, kw_only=True, tag="note"):
     level: Literal["info", "warning", "error", "caption"] = "info"
 
 
+class EndReached(Event, frozen=True, kw_only=True, tag="end_reached"):
+    """All steps are made, `step` of them, and the run waits for commands.
+
+    The other fields are those of `RunEnded`, with the weights after the last update.
+    """
+
+    segment: int
+    step: int
+    loss: float | None = None
+    accuracy: float | None = None
+    position: tuple[float, ...] | None = None
+
+
 class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
     """The last event. `step` is the number of updates made; `loss` was evaluated after the last one."""
 
@@ -449,6 +478,7 @@ AnyEvent = (
     | NotFinite
     | Marked
     | Noted
+    | EndReached
     | RunEnded
 )
 

@@ -17,10 +17,13 @@ MAX_TEXT = 2048  # characters of held-out text
 TEXT_LINES, MAX_LINE = 6, 120  # lines that the net writes, and their characters
 
 
+CriticalPointKind = Literal["minimum", "saddle", "maximum"]
+
+
 class CriticalPoint(msgspec.Struct, frozen=True):
     """A point of a test surface where the gradient is 0."""
 
-    kind: Literal["minimum", "saddle"]
+    kind: CriticalPointKind
     at: tuple[float, ...]
 
 

@@ -26,9 +26,9 @@ def how_to_press(turn: str) -> str:
     if binding.action == "type_number":
         return f"{press} and type {command.value}"
     options = [
-        f"{name}={value}" for name, value in (("where", command.where), ("way", command.way)) if value is not None
+        f"{name} {value}" for name, value in (("where", command.where), ("way", command.way)) if value is not None
     ]
-    return f"{press} and choose {command.value}" + (f", with {' '.join(options)}" if options else "")
+    return ", ".join([f"{press} and choose {command.value}", *options])
 
 
 def _binding(command: TurnKnob) -> tuple[KeyBinding | None, bool]:

@@ -13,7 +13,7 @@ Init = Literal["he", "xavier", "lecun", "orthogonal", "normal"]
 Optimizer = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "muon"]
 Schedule = Literal["constant", "step", "cosine", "warmup_cosine", "one_cycle", "wsd", "plateau"]
 Toy = Literal["moons", "circles", "xor", "spirals"]
-Surface = Literal["fragment", "valley", "saddle", "monkey_saddle", "rosenbrock"]
+Surface = Literal["fragment", "bowl", "valley", "saddle", "monkey_saddle", "rosenbrock", "beale", "himmelblau"]
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -143,9 +143,14 @@ class TransformerModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="t
 
 
 class SurfaceModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="surface"):
-    """A loss that is a function of one or two parameters, starting at `start`."""
+    """A loss that is a function of one or two parameters, starting at `start`.
 
-    function: Surface = "fragment"
+    It is one of ours, `function`, or a `formula` of x and y, as in "x^2 - y^2" (`scenario/formula.py`). Without either
+    it is the fragment. A start with one number makes it a function of x alone.
+    """
+
+    function: Surface | None = None
+    formula: str | None = None
     start: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=2)] = (1.0,)
 
 
@@ -301,11 +306,18 @@ class Scenario(Spec, frozen=True, kw_only=True):
     plan: Annotated[tuple[PlannedIntervention, ...], msgspec.Meta(max_length=1000)] = ()
 
 
+def surface_name(model: SurfaceModel) -> str:
+    """The name of the surface's function, or the beginning of its formula."""
+    if model.formula is None:
+        return model.function or "fragment"
+    return model.formula if len(model.formula) <= 40 else model.formula[:39] + "…"
+
+
 def about(scenario: Scenario) -> str:
     """Data and network in one phrase, for the status line."""
     model = scenario.model
     if isinstance(model, SurfaceModel):
-        return f"surface {model.function}"
+        return f"surface {surface_name(model)}"
     data = type(scenario.data).__struct_config__.tag if scenario.data is not None else ""
     if isinstance(model, TransformerModel):
         return f"{data} · transformer {model.width}×{model.depth}, {model.heads} heads, context {model.context}"

@@ -9,14 +9,22 @@ from typing import Any
 
 import msgspec
 
-from tui_descent.scenario import knobs, schedules
+from tui_descent.scenario import formula, knobs, schedules
 from tui_descent.scenario.claim_problems import claim_problems
-from tui_descent.scenario.spec import UNDO, ConvModel, DigitsData, Scenario, SurfaceModel, TextData, TransformerModel
+from tui_descent.scenario.spec import (
+    UNDO,
+    ConvModel,
+    DigitsData,
+    Scenario,
+    SurfaceModel,
+    TextData,
+    TransformerModel,
+    surface_name,
+)
 from tui_descent.scenario.toml_limits import excess
 from tui_descent.scenario.validate import MAX_SHOWN, Problem, convert, escape_controls, shorten
 
 MAX_BYTES = 1_000_000
-SURFACE_PARAMETERS = {"fragment": 1, "valley": 2, "saddle": 2, "monkey_saddle": 2, "rosenbrock": 2}
 
 
 class ScenarioError(ValueError):
@@ -225,8 +233,22 @@ def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:
         found.append(Problem("loss", "a test surface is itself the loss; remove the table"))
     if s.optimizer.name == "muon":
         found.append(Problem("optimizer.name", "muon needs weight matrices; a test surface has no matrices"))
-    want = SURFACE_PARAMETERS[model.function]
+    if model.formula is not None:
+        return found + _formula_problems(model, model.formula)
+    want = 1 if model.function in (None, "fragment") else 2
     if len(model.start) != want:
-        text = f"found {len(model.start)} values; allowed: {want} for {model.function}"
+        text = f"found {len(model.start)} values; allowed: {want} for {surface_name(model)}"
         found.append(Problem("model.start", text))
     return found
+
+
+def _formula_problems(model: SurfaceModel, text: str) -> list[Problem]:
+    if model.function is not None:
+        return [Problem("model.formula", f'found function = "{model.function}", too; allowed: one of the two')]
+    try:
+        program = formula.parse(text)
+    except formula.FormulaError as error:
+        return [Problem("model.formula", str(error))]
+    if formula.uses_y(program) and len(model.start) == 1:
+        return [Problem("model.start", "found 1 value; allowed: 2, because the formula depends on y")]
+    return []

@@ -18,6 +18,7 @@ from tui_descent.protocol.events import (
     CurvatureTaken,
     DeviceTaken,
     Diagnosed,
+    EndReached,
     Evaluated,
     HistorySent,
     KnobState,
@@ -80,6 +81,7 @@ class History:
         )
         self.parameters = 0
         self.state = StateChanged(state="importing torch")
+        self.end_reached: EndReached | None = None
         self.ended: RunEnded | None = None
         self.knobs: dict[str, str] = {}
         self.unavailable: dict[str, str] = {}
@@ -104,6 +106,7 @@ class History:
         self.diagnosis: Diagnosed | None = None
         self.measured: dict[str, Measured] = {}
         self.ledger: LedgerTaken | None = None
+        self.backward_pass: LedgerTaken | None = None  # the newest one with parts
         self.curvatures: list[CurvatureTaken] = []
         self.task: TaskTaken | None = None  # the newest one; a new viewer asks for its own
         self.lens: dict[str, LensTaken] = {}  # the newest ones, by the asked layer
@@ -130,6 +133,14 @@ class History:
         return self.ended is None
 
     @property
+    def end(self) -> RunEnded | EndReached | None:
+        """What was evaluated after the last update; None before the run's end."""
+        reached = self.end_reached
+        if self.ended is not None or reached is None:
+            return self.ended
+        return reached if (reached.segment, reached.step) == (self.segment, self.steps) else None
+
+    @property
     def span(self) -> int:
         """How many steps the time axis covers, including ghosts."""
         return max(self.steps, *(ghost.last + 1 for ghost in self.ghosts), 0)
@@ -148,10 +159,10 @@ class History:
                 self._change_state(event)
             case RunStarted():
                 self._start(event)
+            case EndReached():
+                self.end_reached = event
             case RunEnded():
-                self.ended = event
-                self.steps_per_s = 0.0
-                self.state = StateChanged(state="ended", reason=event.reason)
+                self._end(event)
             case KnobTurned():
                 if event.target == "all":
                     self.knobs[event.knob] = event.new
@@ -171,7 +182,7 @@ class History:
             case DeviceTaken():
                 self._device(event)
             case LedgerTaken():
-                self.ledger = event
+                self._add_ledger(event)
             case CurvatureTaken():
                 self._add_curvature(event)
             case TaskTaken() | LensTaken():
@@ -193,6 +204,16 @@ class History:
                 pass
             case CommandRejected() | Noted() | StepsMissed() | PredictionChecked() | NotFinite():
                 self._log(event)
+
+    def _add_ledger(self, event: LedgerTaken) -> None:
+        self.ledger = event
+        if any(entry.parts for entry in event.entries):
+            self.backward_pass = event
+
+    def _end(self, event: RunEnded) -> None:
+        self.ended = event
+        self.steps_per_s = 0.0
+        self.state = StateChanged(state="ended", reason=event.reason)
 
     def _wiring(self, event: WiringFound) -> None:
         if not event.present and self.diagnosis is not None and self.diagnosis.finding == event.fault:
@@ -407,6 +428,7 @@ class History:
             facts.append(self.layers_changed)
         facts += [*self.log, *self.curvatures, *self.newest_readings.older(self.readings)]
         newest: list[AnyEvent | None] = [self.rates, self.readings, self.device, self.ledger, *self.measured.values()]
+        newest.append(self.end_reached)
         facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)
         return HistorySent(

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from tui_descent.protocol.events import CurvatureTaken, KnobTurned
+from tui_descent.protocol.events import CurvatureTaken, KnobTurned, RunEnded
 from tui_descent.scenario.claims import claim_sentence, holds
 from tui_descent.scenario.key_words import how_to_press
 from tui_descent.scenario.knob_table import NEUTRAL_KNOBS
@@ -48,18 +48,22 @@ def next_hint(scenario: Scenario, history: History) -> str:
     """What the learner can do now, in words; empty if the story names nothing more."""
     state = history.state.state
     if not history.live or state == "waiting":
-        return "the run is at its end: what happened is above"
+        again = next(_to_try_again(scenario, history), "")
+        return f"restart (R), then {again}" if again else "restart (R), or choose another preset (p)"
     if state == "held":
         remedy = next((text for text in scenario.remedy), "")
         return f"{how_to_press(remedy)}{', then space' if remedy != UNDO else ''}" if remedy else "press u or space"
+    go_on = "press space, then " if state == "paused" else ""
     for at, turn in _steps_of_story(scenario):
         if _is_done(turn, history):
             continue
         keys = how_to_press(turn)
-        return keys if history.steps >= at else f"watch until about step {at:,}, then {keys}"
+        if history.steps < at:
+            return f"{go_on}watch until about step {at:,}, then {keys}"
+        return f"{keys}, then space" if state == "paused" else keys
     if not any(turn.knob not in NEUTRAL_KNOBS for turn in _in_force(history)):
-        return "watch"
-    return "watch what the loss does; u undoes the last change"
+        return f"{go_on}watch"
+    return f"{go_on}watch what the loss does; u undoes the last change"
 
 
 def end_card(scenario: Scenario, history: History, name: str) -> EndCard:
@@ -69,11 +73,14 @@ def end_card(scenario: Scenario, history: History, name: str) -> EndCard:
 
 
 def loss_change(history: History, step: int, after: int) -> tuple[float, float] | None:
-    """The smoothed loss before update `step` and `after` updates later; None if one of them is not known."""
+    """The smoothed loss before update `step` and `after` updates later; None if one of them is not known.
+
+    The loss before update 0 is that of its batch, which was computed from the initial weights.
+    """
     pyramid = history.losses.get(history.segment)
-    if pyramid is None or step < 1 or history.steps < step + after:
+    if pyramid is None or history.steps < step + after:
         return None
-    bins = [pyramid.window(1, at, at) for at in (step - 1, step + after - 1)]
+    bins = [pyramid.window(1, at, at) for at in (max(0, step - 1), step + after - 1)]
     if not all(bins):
         return None
     before, later = (found[0][1][3] for found in bins)
@@ -109,17 +116,15 @@ def _same_value(wanted: str, turned: KnobTurned) -> bool:
 
 
 def _happened(history: History) -> Iterator[str]:
-    ended, pyramid = history.ended, history.losses.get(history.segment)
+    end, pyramid = history.end, history.losses.get(history.segment)
     first = pyramid.window(1, 0, 0) if pyramid is not None else []
-    last = ended.loss if ended is not None and ended.loss is not None else history.shown_loss
+    on_surface = end is not None and end.position is not None  # the loss of a net at the end is that of held-out data
+    last = end.loss if end is not None and end.loss is not None and on_surface else history.shown_loss
     if first and math.isfinite(last):
         yield f"The loss went from {first[0][1][2]:.3g} to {last:.3g} in {history.steps:,} steps."
     elif history.steps:
         yield f"After {history.steps:,} steps the loss is not finite."
-    accuracy = ended.accuracy if ended is not None else None
-    if accuracy is None:
-        accuracy = next((found.accuracy for found in reversed(history.evaluations)), None)
-    if accuracy is not None:
+    if (accuracy := _accuracy(history)) is not None:
         yield f"On held-out data {accuracy:.1%} are right."
     for turned in [turned for turned in _in_force(history) if turned.knob not in NEUTRAL_KNOBS][-5:]:
         text = f"Step {turned.step:,}: {turned.knob} {turned.old} → {turned.new}"
@@ -133,6 +138,15 @@ def _happened(history: History) -> Iterator[str]:
 
 
 def _to_try(scenario: Scenario, history: History, name: str) -> Iterator[str]:
+    for keys in _to_try_again(scenario, history):
+        yield f"Restart (R), then {keys}."
+    known = names()
+    if name in known and known.index(name) + 1 < len(known):
+        yield f"The next preset: {known[known.index(name) + 1]} (p: gallery)."
+
+
+def _to_try_again(scenario: Scenario, history: History) -> Iterator[str]:
+    """The keys for changes that the preset is about and that were not made in this run."""
     tried = [turn for _, turn in _steps_of_story(scenario)] + [text for text in scenario.remedy if text != UNDO]
     tried += [given.partition(":")[2] for claim in scenario.claim for given in claim.given]
     open_turns = [turn for turn in dict.fromkeys(tried) if not _is_done(turn, history)]
@@ -141,10 +155,7 @@ def _to_try(scenario: Scenario, history: History, name: str) -> Iterator[str]:
         keys = how_to_press(turn)
         if keys not in seen and len(seen) < 3:
             seen.add(keys)
-            yield f"Restart (R), then {keys}."
-    known = names()
-    if name in known and known.index(name) + 1 < len(known):
-        yield f"The next preset: {known[known.index(name) + 1]} (p: gallery)."
+            yield keys
 
 
 def _judged(claim: Claim, scenario: Scenario, history: History) -> ClaimResult:
@@ -176,14 +187,15 @@ def _judged(claim: Claim, scenario: Scenario, history: History) -> ClaimResult:
     if value is None:
         why = "press 5 to measure the curvature" if claim.metric in NEEDS_CURVATURE else "not measured in this run"
         return ClaimResult(words, why, "not tested")
-    shown = value if isinstance(value, str) else f"{value:.4g}"
+    digits = ".12g" if isinstance(claim.equals, float) else ".4g"
+    shown = value if isinstance(value, str) else format(value, digits)
     where = f" at step {read_at:,}" if read_at is not None and read_at != claim.at else ""
     return ClaimResult(words, f"{shown}{where}", "held" if holds(claim, value) else "not held")
 
 
 def _value(claim: Claim, step: int | None, since: int, history: History) -> tuple[float | str | None, int | None]:
     """The metric at a step as the history knows it, and the step at which it was measured."""
-    pyramid, ended, metric = history.losses.get(history.segment), history.ended, claim.metric
+    end, metric = history.end, claim.metric
     if metric in ("loss_max", "steps_to"):
         return _over_losses(claim, step, since, history), step
     if metric in ("loss", "loss_mean", "loss_ratio"):
@@ -195,14 +207,21 @@ def _value(claim: Claim, step: int | None, since: int, history: History) -> tupl
     if metric == "steps":
         return float(history.steps), None
     if metric == "accuracy":
-        found = ended.accuracy if ended is not None and step is None else None
-        newest = next((e.accuracy for e in reversed(history.evaluations) if step is None or e.step <= step), None)
-        return (newest if found is None else found), None
-    if ended is None or pyramid is None:
+        return _accuracy(step, history), None
+    if end is None:
         return None, None
     if metric == "position":
-        return (ended.position[0] if ended.position else None), None
-    return (ended.status if metric == "status" else None), None
+        return (end.position[0] if end.position else None), None
+    status = end.status if isinstance(end, RunEnded) else "finished"
+    return (status if metric == "status" else None), None
+
+
+def _accuracy(step: int | None, history: History) -> float | None:
+    """The newest held-out accuracy up to a step. Without a step: that of the run's end, if it has ended."""
+    if step is None and history.end is not None and history.end.accuracy is not None:
+        return history.end.accuracy
+    known = reversed(history.evaluations)
+    return next((found.accuracy for found in known if step is None or found.step <= step), None)
 
 
 def _loss(metric: str, step: int | None, history: History) -> float | None:
@@ -211,7 +230,7 @@ def _loss(metric: str, step: int | None, history: History) -> float | None:
         return None
     if metric == "loss":
         if step is None:
-            return history.ended.loss if history.ended is not None else history.loss
+            return history.end.loss if history.end is not None else None
         found = pyramid.window(1, step, step)
         return found[0][1][2] if found else None
     end = history.steps if step is None else step

@@ -53,6 +53,8 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
             continue  # a GPU has just reported that it skipped the last updates
         if not attended:
             return
+        if run.control.waits_at_end:
+            run.report_end_reached()
         more = run.control.wait_at_end(steps)
         if run.next_step >= mode.goal:  # false after an undo
             mode.goal = run.next_step + more

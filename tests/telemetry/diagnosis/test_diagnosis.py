@@ -624,6 +624,34 @@ def test_loss_that_falls_slowly_is_never_called_converged() -> None:
             assert said[-1] == "healthy"
 
 
+def test_tiny_loss_of_a_net_that_knew_its_data_is_converged_in_spite_of_noise() -> None:
+    chance = random.Random(3)
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="adam", user_loop=True))
+    said = {}
+    for n in range(600):
+        run_at(diagnosis, range(n, n + 1), loss=6e-4 * math.exp(chance.gauss(0, 0.5)))
+        if (finding := diagnosis.finding()) is not None:
+            said[finding.finding] = sentence(finding)
+    assert list(said) in (["converged"], ["healthy", "converged"])
+    assert said["converged"].startswith("Loss level at 0.000")
+    assert "Training well" not in said.get("healthy", "")
+
+
+@pytest.mark.parametrize("start", [2.3, 0.001])
+def test_low_loss_that_rises_again_is_not_called_level_or_well(start: float) -> None:
+    chance = random.Random(4)
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="adam"))
+    for n in range(700):
+        loss = max(0.001, start * 0.95**n) * (1 + max(0, n - 300) / 40)
+        run_at(diagnosis, range(n, n + 1), loss=loss * math.exp(chance.gauss(0, 0.1)))
+        if n == 300:
+            assert name_of(diagnosis) in ("healthy", "converged")
+    finding = diagnosis.finding()
+    assert finding is not None
+    assert finding.finding == "not clear"
+    assert sentence(finding).startswith("Loss rose from 0.00")
+
+
 def test_converged_run_stays_converged_with_noise() -> None:
     chance = random.Random(2)
     diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))

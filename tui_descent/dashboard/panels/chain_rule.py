@@ -46,7 +46,8 @@ class ChainRulePanel(Panel):
         "mark the healthy range of one factor. If every bar ends between them, the product of all factors stays within "
         f"{VANISHES_BELOW:g} … {EXPLODES_ABOVE:.0f}. Product: all factors from the output down to this block, "
         "multiplied. Measured once a second. enter steps through the backward pass of the newest reading, from the "
-        "output down: each block's factor with its formula, and the product so far as a bar on a logarithmic scale."
+        "output down: each block's factor with its formula and the factors of its parts, and the product so far as a "
+        "bar on a logarithmic scale. For this, the trainer runs the last batch once more."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -58,6 +59,7 @@ class ChainRulePanel(Panel):
         self._frozen: LedgerTaken | None = None
         self._steps: list[BackwardStep] = []
         self._at = 0
+        self._measured: LedgerTaken | None = None  # the newest backward pass that was measured with parts
 
     @property
     def stepping(self) -> bool:
@@ -69,7 +71,7 @@ class ChainRulePanel(Panel):
 
         Returns False if there is no reading to step through.
         """
-        ledger = view.history.ledger
+        ledger, self._measured = view.history.ledger, view.history.backward_pass
         if self._frozen is None:
             if ledger is None or not ledger.entries:
                 return False
@@ -80,6 +82,15 @@ class ChainRulePanel(Panel):
         else:
             self.scroll_by(-1)
         return True
+
+    def show(self, view: View) -> bool:
+        """While stepping, go on with the backward pass that was measured for it, as soon as it has arrived."""
+        measured = view.history.backward_pass
+        if self._frozen is not None and measured is not None and measured is not self._measured:
+            self._measured = self._frozen = measured
+            self._steps = backward_steps(measured, view.history)
+            self._at = min(self._at, len(self._steps) - 1)
+        return super().show(view)
 
     def leave_steps(self) -> None:
         """Show the newest reading again."""

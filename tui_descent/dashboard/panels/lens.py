@@ -19,7 +19,6 @@ from tui_descent.protocol.events import LensTaken
 from tui_descent.protocol.layer_names import in_words
 
 LEAST_H, MOST_H = 2.0**-46, 16.0
-DEFAULT_LIMIT = 4.0  # of the axis, if there is no histogram
 SURFACE = "a test surface has no activations"
 
 
@@ -31,7 +30,7 @@ def asked_layer(view: View) -> str:
 def limit_of(view: View) -> float:
     """The lens shows z from minus this limit to this limit."""
     taken = view.history.lens.get(asked_layer(view))
-    return taken.histogram.limit if taken is not None and taken.histogram is not None else DEFAULT_LIMIT
+    return taken.histogram.limit if taken is not None and taken.histogram is not None else lens.DEFAULT_LIMIT
 
 
 class LensPanel(Panel):

@@ -9,7 +9,8 @@ from rich.style import Style
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.panels.panel import Panel, waiting_notice
+from tui_descent.dashboard.dialogs.end_card import MARKS
+from tui_descent.dashboard.panels.panel import SLOW_S, Panel, waiting_notice
 from tui_descent.dashboard.prediction import reveal
 from tui_descent.dashboard.text.device_info import detail_lines
 from tui_descent.dashboard.text.line import Line
@@ -19,7 +20,7 @@ from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import RunStarted
 from tui_descent.scenario.spec import Scenario
 from tui_descent.scenario.toml import ScenarioError, from_table
-from tui_descent.telemetry.story import next_hint
+from tui_descent.telemetry.story import EndCard, end_card, next_hint
 
 # One row of the panel: its text and style.
 Row = tuple[str, Style]
@@ -28,7 +29,7 @@ Row = tuple[str, Style]
 class StoryPanel(Panel):
     """Shown in the story view, in the events view and on wide screens."""
 
-    min_interval_s = 1.0
+    min_interval_s = SLOW_S
     help_text = (
         "The story of the preset. 'Next' follows what you have done. In this view (h) a change asks for your "
         "prediction first and shows after 50 steps whether it was right; h again switches that off. ↑ ↓ scroll."
@@ -73,7 +74,11 @@ class StoryPanel(Panel):
         scenario = scenario_of(started)
         if scenario is not None:
             fixed += self._next(view, scenario, inner)
-        text = [*_story(started, inner), *_facts(view, inner)]
+        text = _story(started, inner)
+        if scenario is not None and view.history.state.state == "waiting":
+            text = [*_at_end(end_card(scenario, view.history, view.name), inner), *text]
+        if not view.story_open:
+            text += _facts(view, inner)
         room = max(0, height - len(fixed))
         self._top = min(self._top, max(0, len(text) - room))
         self._below = max(0, len(text) - room - self._top)
@@ -84,8 +89,8 @@ class StoryPanel(Panel):
         rows: list[Row] = []
         if hint := next_hint(scenario, view.history):
             rows += _wrap(f"Next: {hint}.", width, colours.KEY)
-        if view.prediction is not None:
-            text, right = reveal(view.prediction, view.history)
+        text, right = ("", None) if view.prediction is None else reveal(view.prediction, view.history)
+        if text:
             style = colours.TEXT if right is None else colours.GREEN if right else colours.ORANGE
             rows += _wrap(text, width, style)
         elif view.story_open and scenario.story:
@@ -126,6 +131,22 @@ def _story(started: RunStarted, width: int) -> list[Row]:
     return rows
 
 
+def _at_end(card: EndCard, width: int) -> list[Row]:
+    """What the end card says: it is shown once, and is easily closed by a key that was meant for the run."""
+    rows: list[Row] = [("What happened", colours.BRIGHT)]
+    for sentence in card.happened:
+        rows += _wrap(safe(sentence), width, colours.TEXT)
+    if card.claims:
+        rows += [("", colours.TEXT), ("What this preset claims", colours.BRIGHT)]
+    for result in card.claims:
+        sign, style = MARKS[result.outcome]
+        rows += _wrap(f"{sign} {safe(result.claim)}: {safe(result.found)}", width, style, indent="  ")
+    rows += [("", colours.TEXT), ("What to try next", colours.BRIGHT)]
+    for sentence in card.next:
+        rows += _wrap(safe(sentence), width, colours.TEXT)
+    return [*rows, ("", colours.TEXT)]
+
+
 def _facts(view: View, width: int) -> list[Row]:
     started = view.history.started
     assert started is not None
@@ -139,5 +160,5 @@ def _facts(view: View, width: int) -> list[Row]:
     return [(fact, colours.DIM) for fact in [*facts, *detail_lines(view.history, width)] if fact]
 
 
-def _wrap(text: str, width: int, style: Style) -> list[Row]:
-    return [(line, style) for line in textwrap.wrap(text, max(10, width))]
+def _wrap(text: str, width: int, style: Style, *, indent: str = "") -> list[Row]:
+    return [(line, style) for line in textwrap.wrap(text, max(10, width), subsequent_indent=indent)]

@@ -21,6 +21,8 @@ from tui_descent.protocol.events import LensTaken
 from tui_descent.protocol.lens import BINS, Histogram
 
 F, SLOPE, SECANT, ZERO, TEXT = (245, 208, 82), (86, 180, 233), (217, 115, 154), (58, 64, 74), (240, 243, 247)
+CHOICE_RANGE = -2.0, 3.0  # of f and f′ in the dialog
+DEFAULT_LIMIT = 4.0  # of the z axis, if there is no histogram
 FLAT_BELOW = 0.1  # of the largest f′ on the axis: as for the saturated share in the readings
 MUCH_FLAT = 0.5  # from this share of flat values on, it is shown as a warning
 PLAIN_LEVEL = 12  # the palette's level of bars whose f′ is not known
@@ -49,9 +51,9 @@ def draw(taken: LensTaken, function: ActivationFunction, nudge: Nudge, width: in
     if columns < 4 or above < 2:
         return []
     histogram = taken.histogram
-    limit = histogram.limit if histogram is not None else 4.0
+    limit = histogram.limit if histogram is not None else DEFAULT_LIMIT
     if function.known:
-        rows = _curves(function, nudge, limit, columns, above, width)
+        rows = _curves(function, limit, columns, above, width, nudge)
     else:
         rows = notice([(f"no formula for {taken.kind}" * taken.kind.isidentifier(), colours.DIM)], width, above)
         rows += [Line().to_strip(width)] * (above - len(rows))
@@ -59,6 +61,24 @@ def draw(taken: LensTaken, function: ActivationFunction, nudge: Nudge, width: in
     if histogram is None:
         return rows + notice([(taken.reason, colours.DIM)], width, below)
     return rows + _bars(function, histogram, columns, below, width)
+
+
+def draw_choice(function: ActivationFunction, histogram: Histogram | None, width: int, height: int) -> list[Strip]:
+    """Both curves over z, and below them the histogram of z, if it is known. At most `height` rows of `width` cells.
+
+    Large values of f are left out, so that f′ can be seen.
+    """
+    columns = width - GUTTER
+    below = 0 if histogram is None else max(2, (height - 1) // 3)
+    above = height - 1 - below
+    if columns < 4 or above < 2:
+        return []
+    limit = histogram.limit if histogram is not None else DEFAULT_LIMIT
+    rows = [
+        *_curves(function, limit, columns, above, width, within=CHOICE_RANGE),
+        _z_axis(limit, columns).to_strip(width),
+    ]
+    return rows if histogram is None else rows + _bars(function, histogram, columns, below, width)
 
 
 def slope_shares(function: ActivationFunction, zs: list[float]) -> list[float]:
@@ -100,34 +120,54 @@ def by_column(histogram: Histogram, columns: int) -> list[float]:
 
 
 def _curves(
-    function: ActivationFunction, nudge: Nudge, limit: float, columns: int, rows: int, width: int
+    function: ActivationFunction,
+    limit: float,
+    columns: int,
+    rows: int,
+    width: int,
+    nudge: Nudge | None = None,
+    *,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> list[Strip]:
+    """The rows with the curves; values that are not `within` these limits are left out, and the numbers are round."""
     zs = [-limit + (n + 0.5) * limit / columns for n in range(2 * columns)]  # one for each dot
     values, slopes = [function.value(z) for z in zs], [function.slope(z) for z in zs]
-    up = Axis.linear(min(*values, *slopes, 0.0), max(*values, *slopes))
+    shown = [v for v in (*values, *slopes) if within[0] <= v <= within[1]]
+    up = Axis.linear(min(*shown, 0.0), max(shown))
     raster = Raster(columns, rows, paper=colours.PAPER)
 
     def dot(value: float) -> float:
-        return up.position(value) * (4 * rows - 1)
+        return up.position(value) * (4 * rows - 1) if up.contains(value) else math.nan
 
     raster.line([(0, dot(0.0)), (2 * columns - 1, dot(0.0))], ZERO)
     raster.line([(n, dot(slope)) for n, slope in enumerate(slopes)], SLOPE)
     raster.line([(n, dot(value)) for n, value in enumerate(values)], F)
-    at_f, at_slope = up.row(values[-1], rows), up.row(slopes[-1], rows)
+    inside = [n for n, value in enumerate(values) if up.contains(value)]
+    end = inside[-1] if inside else columns  # f leaves the picture here
+    at_f, at_slope = up.row(values[end], rows), up.row(slopes[-1], rows)
     if at_slope == at_f:
         at_slope += 1 if at_f + 1 < rows else -1
     raster.write(columns - 2, at_slope, "f′", _style(SLOPE))
-    raster.write(columns - 1, at_f, "f", _style(F))
+    raster.write(min(end // 2 + (end < len(values) - 1), columns - 1), at_f, "f", _style(F))
 
     def mark(x: float, value: float, character: str) -> None:
         if -limit <= x <= limit:
             column = min(int((x + limit) / (2 * limit) * columns), columns - 1)
             raster.write(column, up.row(value, rows), character, _style(TEXT))
 
-    mark(nudge.x + nudge.h, function.value(nudge.x + nudge.h), "○")
-    mark(nudge.x, function.slope(nudge.x), "●")
-    mark(nudge.x, function.value(nudge.x), "●")
-    return numbered_rows([raster.segments(y) for y in range(rows)], up.labels(rows, width=GUTTER - 1), GUTTER, width)
+    if nudge is not None:
+        mark(nudge.x + nudge.h, function.value(nudge.x + nudge.h), "○")
+        mark(nudge.x, function.slope(nudge.x), "●")
+        mark(nudge.x, function.value(nudge.x), "●")
+    labels = up.labels(rows, width=GUTTER - 1) if math.isinf(within[1]) else _round_numbers(up, rows)
+    return numbered_rows([raster.segments(y) for y in range(rows)], labels, GUTTER, width)
+
+
+def _round_numbers(up: Axis, rows: int) -> dict[int, str]:
+    """Whole numbers by row, or halves on a short axis."""
+    unit = 1.0 if up.high - up.low > 2 else 0.5
+    numbers = [n * unit for n in range(math.ceil(up.low / unit), math.floor(up.high / unit) + 1)]
+    return {up.row(number, rows): f"{number:g}" for number in numbers}
 
 
 def _z_axis(limit: float, columns: int) -> Line:

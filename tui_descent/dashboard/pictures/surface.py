@@ -27,7 +27,9 @@ FLAT_BELOW = 1e-6
 MOST_CONTOUR_DOTS = 4  # a cell with more contour dots has none: its background already shows the slope
 
 PATH, GRADIENT, CURVE, NOW = "#ffffff", "#ff7fae", "#8a97a8", "#ffffff"
-MINIMUM, SADDLE = "#57ab7f", "#e0883c"
+# Glyph and colour of each kind of critical point.
+CRITICAL = {"minimum": ("▾", "#57ab7f"), "saddle": ("×", "#e0883c"), "maximum": ("▴", "#b48ead")}
+UNDEFINED, UNDEFINED_COLOUR = "╱", "#4d5563"  # a cell where the loss is NaN or infinite
 CONTOUR_16 = "#000080"  # blue: where a terminal has 16 colours, it takes the nearest one
 # Dark enough for a white path: cividis up to 0.66, at 0.85 of its brightness.
 _GROUNDS = (
@@ -62,8 +64,9 @@ def legend(picture: SurfacePicture) -> str:
     """What the glyphs mean, for the panel's border, as Textual markup."""
     kinds = {point.kind for point in picture.critical}
     found = ["○ start", "● now", f"[{GRADIENT}]→ −gradient[/]" if len(picture.point) == 2 else f"[{GRADIENT}]slope[/]"]
-    found += [f"[{MINIMUM}]▾ minimum[/]"] if "minimum" in kinds else []
-    found += [f"[{SADDLE}]× saddle[/]"] if "saddle" in kinds else []
+    found += [f"[{colour}]{glyph} {kind}[/]" for kind, (glyph, colour) in CRITICAL.items() if kind in kinds]
+    if len(picture.point) == 2 and not all(map(math.isfinite, array("f", picture.losses))):
+        found.append(f"[{UNDEFINED_COLOUR}]{UNDEFINED} not finite[/]")
     return "  ".join(found)
 
 
@@ -141,6 +144,8 @@ def _contour_map(picture: SurfacePicture, columns: int, rows: int, depth: Depth)
         for x in range(columns):
             if drawn.dots_in(x, y) > MOST_CONTOUR_DOTS:
                 drawn.clear_dots(x, y)
+            if levels[y][x] is None:
+                drawn.glyph(x, y, UNDEFINED, UNDEFINED_COLOUR)
     return drawn
 
 
@@ -170,8 +175,7 @@ def _draw_path(drawn: Picture, plane: Plane, picture: SurfacePicture, depth: Dep
                 drawn.glyph(*cell, "•", PATH)
     for point in picture.critical:
         if (cell := plane.cell(*point.at)) is not None:
-            is_minimum = point.kind == "minimum"
-            drawn.glyph(*cell, "▾" if is_minimum else "×", MINIMUM if is_minimum else SADDLE, bold=True)
+            drawn.glyph(*cell, *CRITICAL[point.kind], bold=True)
     if positions and (cell := plane.cell(*positions[0])) is not None:
         drawn.glyph(*cell, "○", NOW)
     if (cell := plane.cell(*picture.point)) is not None:
@@ -232,7 +236,7 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
             drawn.glyph(*cell, character, colour, bold=True)
 
     for point in picture.critical:
-        mark(point.at[0], "▾" if point.kind == "minimum" else "×", MINIMUM if point.kind == "minimum" else SADDLE)
+        mark(point.at[0], *CRITICAL[point.kind])
     path = path_of(picture)
     for (x,) in path:
         mark(x, "•", PATH)

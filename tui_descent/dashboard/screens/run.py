@@ -18,6 +18,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 
 from tui_descent.dashboard.bridge import Bridge
+from tui_descent.dashboard.dialogs.activation import ActivationDialog
 from tui_descent.dashboard.dialogs.end_card import EndCardDialog
 from tui_descent.dashboard.dialogs.layer import LayerDialog
 from tui_descent.dashboard.dialogs.leave import Then
@@ -47,7 +48,15 @@ from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSm
 from tui_descent.dashboard.terminal_size import script_size
 from tui_descent.dashboard.text.layer_names import block_of, find_again
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.commands import AnyCommand, ResizeTerminal, TurnKnob, WatchCurvature, WatchLens, WatchTask
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    MeasureBackwardPass,
+    ResizeTerminal,
+    TurnKnob,
+    WatchCurvature,
+    WatchLens,
+    WatchTask,
+)
 from tui_descent.protocol.layer_names import in_words
 from tui_descent.protocol.lens import BINS
 from tui_descent.scenario.keys import KEYS
@@ -236,9 +245,11 @@ class RunScreen(Screen[None]):
             bridge.send(wanted)
 
     def _request_lens(self) -> None:
-        """Make the trainer count pre-activations only while the lens is open, those of the selected layer."""
+        """Make the trainer count pre-activations of the selected layer, only while the lens or the activation dialog is
+        open.
+        """
         bridge, wanted = self.bridge, WatchLens(on=False)
-        if self.has_class("view-lens"):
+        if self.has_class("view-lens") or isinstance(self.app.screen, ActivationDialog):
             wanted = WatchLens(on=True, layer=asked_layer(self.view))
         started = bridge.history.started
         scenario = scenario_of(started)
@@ -291,7 +302,7 @@ class RunScreen(Screen[None]):
 
     def send(self, command: AnyCommand) -> None:
         """Send a command, unless its knob is not available in this run. In the story view, ask for a prediction first.
-        This needs a preset's story and a run that makes steps.
+        This needs a preset's story and a run that makes steps, now or when it is resumed.
         """
         if isinstance(command, TurnKnob) and not self.can_turn(command.knob):
             return
@@ -304,7 +315,8 @@ class RunScreen(Screen[None]):
         history = self.bridge.history
         scenario = scenario_of(history.started)
         is_open = self.view.story_open and self.view.predict
-        return is_open and history.state.state == "running" and scenario is not None and bool(scenario.story)
+        makes_steps = history.state.state in ("running", "paused")
+        return is_open and makes_steps and scenario is not None and bool(scenario.story)
 
     def _ask_prediction(self, command: TurnKnob) -> None:
         def answered(guess: Guess | None) -> None:
@@ -490,8 +502,13 @@ class RunScreen(Screen[None]):
         """In the chain-rule view, step through the backward pass; elsewhere open the selected layer's dialog."""
         if not self._shows_chain_rule():
             self.open_layer()
-        elif self.query_one(ChainRulePanel).step(self.view):
+            return
+        chain = self.query_one(ChainRulePanel)
+        starts = not chain.stepping
+        if chain.step(self.view):
             self._drawn = None
+            if starts and self.bridge.history.live and not self.bridge.unavailable:
+                self.bridge.send(MeasureBackwardPass())
         else:
             self.bridge.refuse("no chain-rule reading to step through")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tui_descent.telemetry.diagnosis import rules as r
 from tui_descent.telemetry.diagnosis.features import LONG_WINDOW, SPOILS, WINDOW
 from tui_descent.telemetry.diagnosis.findings import Finding, filled
@@ -118,6 +120,19 @@ RULES: tuple[Rule, ...] = (
         useless="another activation or residual connections at the same rate",
     ),
     Rule(
+        finding="momentum too large",
+        kind="dynamics",
+        condition="The loss does not fall or swings, nothing else explains it, and momentum (Adam: β₁) averages the "
+        "gradients over so many steps that it still follows those of the start.",
+        threshold=f"momentum from {r.LARGE_MOMENTUM:g} on, whose average, 1/(1 − β) steps, is longer than "
+        f"{r.LONG_AVERAGE:.0%} of the steps since the start or the last change; loss above {r.NOT_FALLEN:.0%} of its "
+        f"first value or {r.RISEN_AGAIN:g} times its lowest",
+        sentence="Momentum {momentum:.6g} averages over {memory:,.0f} steps; loss {loss:.3g}.",
+        check="The smooth loss line swings over hundreds of steps. SGD with momentum β steps 1/(1 − β) times as far.",
+        helps="the usual 0.9",
+        useless="waiting, if the loss swings ever further",
+    ),
+    Rule(
         finding="rate too small",
         kind="dynamics",
         condition="The loss is stuck or falls very slowly, and the updates are small compared to the weights.",
@@ -152,9 +167,9 @@ RULES: tuple[Rule, ...] = (
         kind="dynamics",
         condition="The loss is level over the last half of the steps since the last change, and it is tiny or has "
         "fallen far.",
-        threshold=f"no significant fall over {LONG_WINDOW} steps (slope above {r.LEVEL_SLOPE:g} standard errors), and "
-        f"certainly less than {r.LEVEL_FALL:.0%} over the last half (a line through ln loss, two standard errors); "
-        f"loss below {r.TINY:.0%} of a guess, or below {r.FALLEN:.0%} of the first one",
+        threshold=f"no significant fall over {LONG_WINDOW} steps (slope above {r.LEVEL_SLOPE:g} standard errors); loss "
+        f"below {r.TINY:.0%} of a guess, or below {r.FALLEN:.0%} of the first one and certainly less than "
+        f"{r.LEVEL_FALL:.0%} of fall over the last half (a line through ln loss, two standard errors)",
         sentence="Loss level at {loss:.3g}, from {run_first:.3g}.",
         check="The loss is small and its line is level.",
         helps="nothing has to be done; a smaller learning rate lowers the noise",
@@ -163,14 +178,15 @@ RULES: tuple[Rule, ...] = (
         finding="not clear",
         kind="dynamics",
         condition="The numbers do not prove any of the others.",
-        threshold=f"the best judgement is less than {r.CLEAR:.0%} sure; or a smaller loss need not mean a better fit, "
-        "as in GANs, with negative losses, or with a loss function that is not known",
+        threshold=f"the best judgement is less than {r.CLEAR:.0%} sure; or the loss clearly rises; or a smaller loss "
+        "need not mean a better fit, as in GANs, with negative losses, or with a loss function that is not known",
         sentence="Loss {trend}; {gradients}.",
         check="Look at the loss over the whole run (t) and at the heat map.",
         helps="more steps; the learning-rate range test (f)",
     ),
 )
 
+AS_AT_START = "Loss {loss:.3g}; at the start {run_first:.3g}."
 BY_PRODUCT = "Backprop scales the gradient by {product:.1e}."
 ALL_ZERO = "Every gradient is exactly 0; the loss stays at {loss:.3g}."
 ALL_ZERO_IN = "Every gradient is exactly 0: all outputs of {layer} are 0."
@@ -202,6 +218,8 @@ def words(finding: Finding) -> str:
     ratio, product = evidence.get("first_to_last_grad"), evidence.get("product")
     if evidence.get("curvature") == UNKNOWN:
         template = FLAT
+    elif name == "healthy" and _has_not_fallen(evidence):
+        template = AS_AT_START
     elif name == "vanishing" and not (isinstance(ratio, float) and ratio < SMALL_RATIO):
         template = BY_PRODUCT
     elif name == "exploding" and not isinstance(product, float):
@@ -237,3 +255,9 @@ def words(finding: Finding) -> str:
     if "tried" in evidence:
         template = NOT_HELPED
     return filled(template, finding)
+
+
+def _has_not_fallen(evidence: Mapping[str, float | str]) -> bool:
+    """Whether the loss is about what it was at the run's start, as in fine-tuning of a net that knows its data."""
+    loss, first = evidence.get("loss"), evidence.get("run_first")
+    return isinstance(loss, float) and isinstance(first, float) and loss > r.NOT_FALLEN * abs(first)

@@ -273,12 +273,17 @@ class Control:
         self._process_commands(paused_as=("held", reason))
         self._progress.broken = False
 
+    @property
+    def waits_at_end(self) -> bool:
+        """Whether a run that has made all its steps waits; False if more steps were requested before."""
+        return not self.mode.steps_left and not self.mode.continue_past_goal
+
     def wait_at_end(self, steps: int) -> int:
         """Wait at the end until more steps are requested. Returns their number, which is `steps` by default.
 
         Raises `StopRun` if the run has to end.
         """
-        if not self.mode.steps_left and not self.mode.continue_past_goal:  # otherwise the steps were requested before
+        if self.waits_at_end:
             self.mode.pause()
             with self._steering.muted():  # the next step may already be planned with a reading
                 self._process_commands(paused_as=("waiting", f"all steps done; space: {steps} more steps, q: quit"))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tui_descent.protocol.task_pictures import MAX_SURFACE_CELLS, SurfacePicture, grid_size
+from tui_descent.scenario.spec import SurfaceModel
 from tui_descent.training.setup.build import Setup
-from tui_descent.training.setup.nets.surface import CRITICAL_POINTS, FUNCTIONS, Surface
+from tui_descent.training.setup.nets.surface import Surface, known_points
 
 MARGIN = 0.12  # of the extent, on each side
 # If start and critical points hardly differ in a coordinate, its extent is this fraction of the largest extent.
@@ -28,8 +29,9 @@ class SurfacePainter:
         assert isinstance(setup.model, Surface)
         assert setup.path is not None
         self._surface, self._path = setup.model, setup.path
-        self._function = FUNCTIONS[setup.model.function]
-        self._critical = CRITICAL_POINTS[setup.model.function]
+        self._function = setup.model.function
+        assert isinstance(setup.scenario.model, SurfaceModel)
+        self._critical = known_points(setup.scenario.model)
         self._low, self._high = _box(setup.path.start, [point.at for point in self._critical])
         self._doublings = 0
 
@@ -87,9 +89,15 @@ class SurfacePainter:
 
 
 def _box(start: tuple[float, ...], critical: list[tuple[float, ...]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The corners of a box around the start, the critical points, and the start mirrored at the nearest of them."""
+    """The corners of a box around the start, the critical points, and the start mirrored at the nearest of them.
+
+    Without critical points it extends from the start as far as the origin is, but at least by 1.
+    """
     if not all(abs(x) < FAR for x in start):
-        start = critical[0]
+        start = critical[0] if critical else (0.0,) * len(start)
+    if not critical:
+        half = max(1.0, *map(abs, start)) * (1 + MARGIN)
+        return tuple(x - half for x in start), tuple(x + half for x in start)
     nearest = min(critical, key=lambda at: math.dist(at, start))
     mirrored = tuple(2 * c - s for c, s in zip(nearest, start, strict=True))
     by_axis = list(zip(*critical, start, mirrored, strict=True))

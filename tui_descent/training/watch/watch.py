@@ -29,7 +29,7 @@ from tui_descent.instruments.same_batch import ReplayableBatch, SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import Noted, RunEnded, RunStarted, Status
+from tui_descent.protocol.events import EndReached, Noted, RunEnded, RunStarted, Status
 from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.lens_probe import LensProbe
@@ -461,18 +461,26 @@ class Watch:
     def _report_failure(self, text: str) -> None:
         self.progress.emit(Noted(step=self.progress.step, text=text, level="warning"))
 
+    def report_end_reached(self) -> None:
+        """Evaluate after the last update of a run that goes on if a viewer asks for more steps."""
+        loss, accuracy = self.control.evaluate()
+        self.progress.emit(EndReached(loss=loss, accuracy=accuracy, position=self._position(), **self.progress.place))
+
     def _end(self, status: Status, reason: str) -> None:
         progress = self.progress
         if progress.link is None:
             return
         loss, accuracy = self.control.evaluate() if status != "failed" else (None, None)
-        where: tuple[float, ...] | None = None
-        with self.failures.guard("the final position"):
-            where = position(self.model)
+        where = self._position()
         progress.emit(
             RunEnded(status=status, step=progress.step, loss=loss, accuracy=accuracy, reason=reason, position=where)
         )
         self.control.close()
+
+    def _position(self) -> tuple[float, ...] | None:
+        with self.failures.guard("the final position"):
+            return position(self.model)
+        return None
 
 
 def _undo_stack(
