@@ -41,7 +41,7 @@ from tui_descent.protocol.commands import (
     TurnKnob,
     Undo,
 )
-from tui_descent.protocol.events import KnobState, RunEnded, RunStarted, StateChanged
+from tui_descent.protocol.events import Advice, Diagnosed, KnobState, RunEnded, RunStarted, StateChanged
 from tui_descent.scenario import schedules
 from tui_descent.scenario.keys import BINDING_OF, KEYS
 from tui_descent.scenario.knobs import KNOBS
@@ -509,6 +509,28 @@ async def test_the_palette_sets_a_knob() -> None:
         await dashboard.press("enter", "enter")
         await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
         assert dashboard.keeper.received == [turn("activation", "gelu")]
+
+
+async def test_the_palette_offers_the_ways_of_a_residual_connection() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("ctrl+p")
+        await dashboard.shows("Search")
+        await dashboard.press(*"residualwayrezero")
+        await dashboard.shows("residual = on, way = rezero")
+        await dashboard.press("enter", "enter")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [TurnKnob(knob="residual", value="on", way="rezero")]
+
+
+async def test_r_switches_residual_connections_on_as_advised() -> None:
+    advice = (Advice("residual", "on,way=rezero", "r"),)
+    found = Diagnosed(segment=0, step=9, finding="vanishing", sure=0.9, advice=advice)
+    async with open_dashboard((120, 40), [*EARLIER, found]) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("r")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [TurnKnob(knob="residual", value="on", way="rezero")]
 
 
 async def test_help_lists_keys_and_panels() -> None:

@@ -175,7 +175,9 @@ def _toggle_residual(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     target = screen.selected_block()
     if target is not None:
         on = screen.knob_value("residual", target).startswith("on")
-        screen.send(TurnKnob(knob="residual", value="off" if on else "on", target=target))
+        advised = _advised(screen, "residual")
+        value = "off" if on else advised if advised.partition(",")[0] == "on" else "on"
+        screen.send(msgspec.structs.replace(parse(f"residual={value}"), target=target))
 
 
 def _toggle_pause(screen: RunScreen, binding: KeyBinding, key: str) -> None:

@@ -54,5 +54,9 @@ def _knob_entries(screen: RunScreen) -> Iterator[Entry]:
         for choice in knob.choices or (PACES if knob.kind == "pace" else ()):
             turn = TurnKnob(knob=knob.name, value=choice)
             yield f"{knob.name} = {choice}", f"{knob.title}: {knob.acts}", partial(screen.send_to_selection, turn)
+        for way in knob.ways[1:] if knob.choices == ("off", "on") else ():
+            turn = TurnKnob(knob=knob.name, value="on", way=way)
+            text = f"{knob.name} = on, way = {way}"
+            yield text, f"{knob.title}: {knob.acts}", partial(screen.send_to_selection, turn)
         if knob.kind in ("number", "pair"):
             yield f"{knob.name} = …", f"{knob.title}: {knob.values}", partial(ask_number, screen, knob.name)

@@ -96,7 +96,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "r",
         ("r",),
         "residual",
-        "switch residual connections on or off, in all blocks or the selected block",
+        "switch residual connections on or off (on as advised), in all blocks or the selected block",
         "toggle_residual",
         knob="residual",
         footer=FooterEntry(word="residual", short="res", rank=3),

@@ -94,9 +94,13 @@ class NormSpec(Spec, frozen=True, kw_only=True):
 
 
 class ResidualSpec(Spec, frozen=True, kw_only=True):
-    """A skip connection around every block: x + scale·f(x). The default scale is 1/√depth."""
+    """A skip connection around every block: x + scale·f(x). The default scale is 1/√depth.
+
+    With the way `rezero`, the scale is learnt: one number per block, which starts at 0.
+    """
 
     name: Switch = "off"
+    way: Literal["fixed", "rezero"] = "fixed"
     scale: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
 
 

@@ -204,6 +204,10 @@ def _remedy_problems(s: Scenario, n: int, text: str) -> list[Problem]:
 def _family_problems(s: Scenario) -> list[Problem]:
     """Problems that depend on the type of the network: its data and its own fields."""
     found: list[Problem] = []
+    residual = None if isinstance(s.model, SurfaceModel) else s.model.residual
+    if residual is not None and residual.way == "rezero" and residual.scale is not None:
+        text = f"found {residual.scale:g}; with rezero the scale is learnt and starts at 0; remove it"
+        found.append(Problem("model.residual.scale", text))
     data = "" if s.data is None else type(s.data).__struct_config__.tag
     if isinstance(s.model, ConvModel):
         if s.data is not None and not isinstance(s.data, DigitsData):

@@ -147,6 +147,8 @@ def _skip_weights(turn: KnobTurned | None, model: dict[str, Any], depth: int) ->
     """The factors of x and f(x) once a skip is open."""
     if turn is None:
         spec = convert(ResidualSpec, model.get("residual", {}), "", [])
-        scale = spec.scale if isinstance(spec, ResidualSpec) else None
-        return 1.0, scale or depth**-0.5
+        known = isinstance(spec, ResidualSpec)
+        if known and spec.way == "rezero":
+            return 1.0, None  # learnt, so it changes with every update
+        return 1.0, (spec.scale if known else None) or depth**-0.5
     return (math.sqrt(0.5) if turn.way == "rotation" else 1.0), turn.scale
