@@ -251,6 +251,9 @@ KEYS: tuple[KeyBinding, ...] = (
         "show_story",
         footer=FooterEntry(word="story", short="story", rank=8, scenario_only=True),
     ),
+    KeyBinding(
+        "O", ("O",), "race", "race several optimizers from this run's start (ends this run; asks first)", "race"
+    ),
     KeyBinding("R", ("R",), "restart", "start the same run again from step 0 (asks first)", "restart"),
     KeyBinding("p", ("p",), "gallery", "leave this run and choose another preset (asks first)", "gallery"),
     KeyBinding(

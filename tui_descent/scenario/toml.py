@@ -11,6 +11,7 @@ import msgspec
 
 from tui_descent.scenario import formula, knobs, schedules
 from tui_descent.scenario.claims import METRICS
+from tui_descent.scenario.race import lanes_of
 from tui_descent.scenario.spec import (
     UNDO,
     ConvModel,
@@ -169,6 +170,10 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
             found.append(
                 Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; a test surface has no blocks")
             )
+    try:
+        lanes_of(s.optimizer, s.race.optimizers)
+    except ValueError as error:
+        found.append(Problem("race.optimizers", str(error)))
     for n, remedy in enumerate(s.remedy):
         found += _remedy_problems(s, n, remedy)
     for n, claim in enumerate(s.claim):

@@ -62,12 +62,17 @@ def draw(picture: SurfacePicture, width: int, height: int, depth: Depth, maps: C
 
 def legend(picture: SurfacePicture) -> str:
     """What the glyphs mean, for the panel's border, as Textual markup."""
-    kinds = {point.kind for point in picture.critical}
     found = ["○ start", "● now", f"[{GRADIENT}]→ −gradient[/]" if len(picture.point) == 2 else f"[{GRADIENT}]slope[/]"]
-    found += [f"[{colour}]{glyph} {kind}[/]" for kind, (glyph, colour) in CRITICAL.items() if kind in kinds]
+    return "  ".join([*found, *critical_legend(picture)])
+
+
+def critical_legend(picture: SurfacePicture) -> list[str]:
+    """The entries for minima, saddles and maxima, and for cells without a finite loss."""
+    kinds = {point.kind for point in picture.critical}
+    found = [f"[{colour}]{glyph} {kind}[/]" for kind, (glyph, colour) in CRITICAL.items() if kind in kinds]
     if len(picture.point) == 2 and not all(map(math.isfinite, array("f", picture.losses))):
         found.append(f"[{UNDEFINED_COLOUR}]{UNDEFINED} not finite[/]")
-    return "  ".join(found)
+    return found
 
 
 class ContourMaps:
@@ -173,13 +178,18 @@ def _draw_path(drawn: Picture, plane: Plane, picture: SurfacePicture, depth: Dep
         for position in positions:
             if (cell := plane.cell(*position)) is not None:
                 drawn.glyph(*cell, "•", PATH)
-    for point in picture.critical:
-        if (cell := plane.cell(*point.at)) is not None:
-            drawn.glyph(*cell, *CRITICAL[point.kind], bold=True)
+    draw_critical(drawn, plane, picture)
     if positions and (cell := plane.cell(*positions[0])) is not None:
         drawn.glyph(*cell, "○", NOW)
     if (cell := plane.cell(*picture.point)) is not None:
         drawn.glyph(*cell, "●", NOW, bold=True)
+
+
+def draw_critical(drawn: Picture, plane: Plane, picture: SurfacePicture) -> None:
+    """Draw the glyphs of minima, saddles and maxima."""
+    for point in picture.critical:
+        if (cell := plane.cell(*point.at)) is not None:
+            drawn.glyph(*cell, *CRITICAL[point.kind], bold=True)
 
 
 def _arrow(picture: SurfacePicture, plane: Plane, now: tuple[float, float]) -> tuple[float, float] | None:
@@ -213,17 +223,7 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
     """A loss of one parameter: its curve, the positions so far on it, and the tangent and a ball at the current
     position.
     """
-    losses = list(array("f", picture.losses))
-    finite = [loss for loss in losses if math.isfinite(loss)] or [0.0]
-    low, high = min(finite), max(finite)
-    up = Axis.linear(low - 0.04 * (high - low), high)
-    across = Axis(picture.low[0], picture.high[0], False)
-    plane = Plane((across.low, up.low), (across.high, up.high), columns, rows)
-    drawn = Picture(columns, rows)
-    step = (across.high - across.low) / len(losses)
-    points = [plane.dot(across.low + (n + 0.5) * step, loss) for n, loss in enumerate(losses)]
-    for start, end in pairwise(points):
-        drawn.line(start, end, CURVE)
+    drawn, plane, losses = curve(picture, columns, rows)
     (w,), slope = picture.point, picture.gradient[0]
     if math.isfinite(slope) and plane.cell(w, picture.loss) is not None:
         reach = _tangent_reach(plane, slope)
@@ -231,7 +231,7 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
         drawn.line(left, right, GRADIENT)
 
     def mark(x: float, character: str, colour: str) -> None:
-        loss = picture.loss if x == w else _between(losses, across, x)
+        loss = picture.loss if x == w else loss_at(losses, plane, x)
         if (cell := plane.cell(x, loss)) is not None:
             drawn.glyph(*cell, character, colour, bold=True)
 
@@ -243,7 +243,23 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
     if path:
         mark(path[0][0], "○", NOW)
     mark(w, "●", NOW)
+    across, up = (Axis(low, high, False) for low, high in zip(plane.low, plane.high, strict=True))
     return with_axes(drawn, across, up, width)
+
+
+def curve(picture: SurfacePicture, columns: int, rows: int) -> tuple[Picture, Plane, list[float]]:
+    """The curve of a loss of one parameter, where its points lie on the picture, and the losses of the grid."""
+    losses = list(array("f", picture.losses))
+    finite = [loss for loss in losses if math.isfinite(loss)] or [0.0]
+    low, high = min(finite), max(finite)
+    up = Axis.linear(low - 0.04 * (high - low), high)
+    plane = Plane((picture.low[0], up.low), (picture.high[0], up.high), columns, rows)
+    drawn = Picture(columns, rows)
+    step = (picture.high[0] - picture.low[0]) / len(losses)
+    points = [plane.dot(picture.low[0] + (n + 0.5) * step, loss) for n, loss in enumerate(losses)]
+    for start, end in pairwise(points):
+        drawn.line(start, end, CURVE)
+    return drawn, plane, losses
 
 
 def _tangent_reach(plane: Plane, slope: float) -> float:
@@ -253,9 +269,9 @@ def _tangent_reach(plane: Plane, slope: float) -> float:
     return 0.2 * min(plane.columns, 4 * plane.rows) / math.hypot(x_dots / 2, y_dots)
 
 
-def _between(losses: list[float], across: Axis, x: float) -> float:
+def loss_at(losses: list[float], plane: Plane, x: float) -> float:
     """The loss at x, interpolated between the centres of the grid's cells; NaN outside."""
-    place = (x - across.low) / (across.high - across.low) * len(losses) - 0.5
+    place = (x - plane.low[0]) / (plane.high[0] - plane.low[0]) * len(losses) - 0.5
     if not -0.5 <= place <= len(losses) - 0.5:
         return math.nan
     first = min(max(int(place), 0), len(losses) - 2)

@@ -35,6 +35,7 @@ from tui_descent.dashboard.panels.loss_chart import LossPanel
 from tui_descent.dashboard.panels.metrics import MetricsPanel
 from tui_descent.dashboard.panels.output import OutputPanel
 from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.panels.race import RaceChartPanel, RaceMapPanel, RaceTablePanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
 from tui_descent.dashboard.panels.status import StatusPanel
@@ -67,6 +68,7 @@ VIEWS = {
     "task": "task",
     "lens": "activation lens",
 }
+RACE_VIEWS = ("overview", "events", "task")  # those of a race
 STORY = "story"  # the view of the key h
 # The panels that scroll with the arrow keys.
 SCROLLING = EventsPanel | ChainRulePanel | MetricsPanel | OutputPanel | StoryPanel
@@ -125,6 +127,11 @@ class RunScreen(Screen[None]):
         """All panels. The stylesheet decides which are shown in which view and at which size."""
         yield StatusPanel(id="status")
         with Horizontal(id="body"):
+            with Vertical(id="race-map-column"):
+                yield RaceMapPanel(id="race-map")
+            with Vertical(id="race-column"):
+                yield RaceChartPanel(id="race-chart")
+                yield RaceTablePanel(id="race-table")
             with Vertical(id="chain-column"):
                 yield ChainRulePanel(id="chain")
             with Vertical(id="curvature-column"):
@@ -166,6 +173,7 @@ class RunScreen(Screen[None]):
         if self._is_script:
             self._resize_script_terminal()
         self.follow_layers()
+        self._follow_race()
         self._show_end()
         bridge = self.bridge
         if bridge.keeper_silent_s != self.view.keeper_silent_s:
@@ -195,10 +203,19 @@ class RunScreen(Screen[None]):
             selected = find_again(self.view.selected, self._layers, history.layers)
             self.view, self._layers = replace(self.view, history=history, selected=selected), history.layers
 
+    def _follow_race(self) -> None:
+        """Show the panels of a race in the overview: the curves, the table and, for a test surface, the map."""
+        lanes = self.bridge.history.lanes
+        if lanes and not self.has_class("race"):
+            scenario = scenario_of(self.bridge.history.started)
+            self.query_one(RaceTablePanel).styles.height = len(lanes) + 3
+            self.add_class("race")
+            self.set_class(scenario is not None and scenario.data is None, "on-surface")
+
     def _show_end(self) -> None:
         """Open the end card when a preset's run has reached its end, once for each end."""
         history = self.bridge.history
-        at_end = history.state.state == "waiting" and history.steps > 0
+        at_end = history.state.state == "waiting" and history.steps > 0 and not history.lanes
         if not at_end or self._end_shown_at == history.steps or not self.is_current or is_too_small(self.size):
             return
         scenario = scenario_of(history.started)
@@ -224,13 +241,17 @@ class RunScreen(Screen[None]):
     def _request_task(self) -> None:
         """Make the trainer send pictures of the task only while the task view is open, in the size of its panel."""
         bridge, wanted = self.bridge, WatchTask(on=False)
-        for panel in self.query(TaskPanel) if self.has_class("view-task") else ():
+        shown = "#task" if self.has_class("view-task") else ""
+        if self.has_class("on-surface") and self.has_class("view-overview"):
+            shown = "#race-map"
+        for panel in self.query(shown).results(TaskPanel) if shown else ():
             columns, rows = panel.grid
             if columns > 0 and rows > 0:  # 0 until the view's first layout
                 wanted = WatchTask(on=True, columns=columns, rows=rows)
         started = bridge.history.started
-        # In a user's loop the task is not known; the view says so.
+        # In a user's loop the task is not known, and a race of nets has no picture; the view says so.
         possible = bridge.connected and bridge.history.live and started is not None and started.scenario is not None
+        possible = possible and (not bridge.history.lanes or self.has_class("on-surface"))
         if wanted != self._task_requested and possible:
             self._task_requested = wanted
             bridge.send(wanted)
@@ -393,7 +414,7 @@ class RunScreen(Screen[None]):
 
     def show_next_view(self) -> None:
         """Switch to the view after the current one."""
-        names = list(VIEWS)
+        names = list(RACE_VIEWS if self.bridge.history.lanes else VIEWS)
         shown = next((n for n, name in enumerate(names) if self.has_class(f"view-{name}")), -1)
         self.show_view(names[(shown + 1) % len(names)])
 
