@@ -17,7 +17,7 @@ from tui_descent.dashboard.dialogs.range_test import RangeTestDialog
 from tui_descent.dashboard.dialogs.schedule import ScheduleDialog
 from tui_descent.dashboard.panels.lens import asked_layer
 from tui_descent.dashboard.screens.run import RunScreen
-from tui_descent.dashboard.view import VIEWS
+from tui_descent.dashboard.view import RACE_VIEWS, VIEWS
 from tui_descent.protocol.commands import Pause, Resume, RunSteps, TurnKnob
 from tui_descent.scenario.keys import BINDING_OF, KeyBinding
 from tui_descent.scenario.knobs import PACES, parse
@@ -155,6 +155,8 @@ def _range_test(screen: RunScreen, binding: KeyBinding, key: str) -> None:
         screen.bridge.refuse("the network is not built yet")
     elif started.scenario is None:
         screen.bridge.refuse("range test: not available for your own loop: its batches cannot be replayed")
+    elif started.lanes:
+        screen.bridge.refuse("range test: not in a race; run the preset alone")
     else:
         screen.app.push_screen(RangeTestDialog(screen.bridge), _send_answer(screen, "lr"))
 
@@ -211,6 +213,26 @@ def _steps_per_s(pace: str) -> float:
         return math.inf
 
 
+def _race(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    started = screen.bridge.history.started
+    if started is None:
+        screen.bridge.refuse("the network is not built yet")
+    elif started.scenario is None:
+        screen.bridge.refuse("race: not available for your own loop: it cannot be started again from here")
+    elif started.lanes:
+        screen.bridge.refuse("this is a race already; R starts it again")
+    else:
+        screen.leave("race")
+
+
+def _show_view(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    view = list(VIEWS)[binding.keys.index(key)]
+    if screen.bridge.history.lanes and view not in RACE_VIEWS:
+        screen.bridge.refuse(f"a race is not measured, so it has no view {VIEWS[view]}; 1 race, 3 events, 8 map")
+    else:
+        screen.show_view(view)
+
+
 def _help(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     screen.app.push_screen(HelpDialog())
 
@@ -230,7 +252,7 @@ HANDLERS: dict[str, Handler] = {
     "faster": _faster,
     "help": _help,
     "command_palette": lambda screen, binding, key: screen.app.action_command_palette(),
-    "show_view": lambda screen, binding, key: screen.show_view(list(VIEWS)[binding.keys.index(key)]),
+    "show_view": _show_view,
     "toggle_log": lambda screen, binding, key: screen.toggle_log(),
     "toggle_recent": lambda screen, binding, key: screen.toggle_recent(),
     "toggle_events": lambda screen, binding, key: screen.toggle_events(),
@@ -239,6 +261,7 @@ HANDLERS: dict[str, Handler] = {
     "focus_next_panel": lambda screen, binding, key: screen.focus_next_panel(),
     "zoom": lambda screen, binding, key: screen.zoom(),
     "show_story": lambda screen, binding, key: screen.show_story(),
+    "race": _race,
     "restart": lambda screen, binding, key: screen.leave("restart"),
     "gallery": lambda screen, binding, key: screen.leave("gallery"),
     "leave": lambda screen, binding, key: screen.leave(),

@@ -21,6 +21,7 @@ VIEWS = {
     "task": "task",
     "lens": "activation lens",
 }
+RACE_VIEWS = ("overview", "events", "task")  # those of a race
 STORY = "story"  # the view of the key h
 
 

@@ -257,6 +257,9 @@ KEYS: tuple[KeyBinding, ...] = (
         "show the preset's story; pressed again, switch its prediction questions on or off",
         "show_story",
     ),
+    KeyBinding(
+        "O", ("O",), "race", "race several optimizers from this run's start (ends this run; asks first)", "race"
+    ),
     KeyBinding("R", ("R",), "restart", "start the same run again from step 0 (asks first)", "restart"),
     KeyBinding("p", ("p",), "gallery", "leave this run and choose another preset (asks first)", "gallery"),
     KeyBinding(

@@ -282,6 +282,24 @@ class PlannedIntervention(Spec, frozen=True, kw_only=True):
     demo: bool = False
 
 
+MAX_LANES = 8
+
+
+class RaceSpec(Spec, frozen=True, kw_only=True):
+    """A race of optimizers (`scenario/race.py`): `NAME` or `NAME:RATE` of each, and the loss to reach.
+
+    Without a `target` it is half of the first loss.
+    """
+
+    optimizers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_LANES)] = (
+        "sgd",
+        "momentum",
+        "rmsprop",
+        "adam",
+    )
+    target: float | None = None
+
+
 class Scenario(Spec, frozen=True, kw_only=True):
     """Everything that defines a run, including the seed.
 
@@ -303,6 +321,7 @@ class Scenario(Spec, frozen=True, kw_only=True):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     run: RunSpec = RunSpec()
+    race: RaceSpec = RaceSpec()
     plan: Annotated[tuple[PlannedIntervention, ...], msgspec.Meta(max_length=1000)] = ()
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from tui_descent.scenario import formula, knobs, schedules
 from tui_descent.scenario.claim_problems import claim_problems
+from tui_descent.scenario.race import lanes_of
 from tui_descent.scenario.spec import (
     UNDO,
     ConvModel,
@@ -175,6 +176,10 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
             found.append(
                 Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; a test surface has no blocks")
             )
+    try:
+        lanes_of(s.optimizer, s.race.optimizers)
+    except ValueError as error:
+        found.append(Problem("race.optimizers", str(error)))
     for n, remedy in enumerate(s.remedy):
         found += _remedy_problems(s, n, remedy)
     found += claim_problems(s, lambda overrides: _variant_problems(s, overrides), whole=whole)

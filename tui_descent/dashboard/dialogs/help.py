@@ -24,6 +24,7 @@ from tui_descent.dashboard.panels.look_ahead import LookAheadPanel
 from tui_descent.dashboard.panels.loss_chart import LossPanel
 from tui_descent.dashboard.panels.metrics import MetricsPanel
 from tui_descent.dashboard.panels.output import OutputPanel
+from tui_descent.dashboard.panels.race import RaceChartPanel, RaceMapPanel, RaceTablePanel
 from tui_descent.dashboard.panels.range_test import RangeTestPanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
@@ -49,6 +50,9 @@ PANELS = {
     "Metrics": MetricsPanel,
     "Output": OutputPanel,
     "Task": TaskPanel,
+    "Race: loss": RaceChartPanel,
+    "Race: table": RaceTablePanel,
+    "Race: map": RaceMapPanel,
     "Story": StoryPanel,
 }
 

@@ -15,13 +15,19 @@ from tui_descent.dashboard import colours
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.dialogs.fields import ClickList
 
-Then = Literal["quit", "restart", "gallery"]
+Then = Literal["quit", "restart", "gallery", "race"]
 
 STOP = "finish this step, end the run and quit; nothing is saved"
 STOP_SCRIPT = "end the loop after this step; your script may then still save"
 RESTART = "end this run and start the same one again from step 0; nothing is saved"
 GALLERY = "end this run and choose another preset; nothing is saved"
-TITLES = {"quit": "Quit this run?", "restart": "Restart this run?", "gallery": "Back to the gallery?"}
+RACE = "end this run and race several optimizers from its start, on the same batches; nothing is saved"
+TITLES = {
+    "quit": "Quit this run?",
+    "restart": "Restart this run?",
+    "gallery": "Back to the gallery?",
+    "race": "Race optimizers?",
+}
 STAY = "keep the run and this screen open"
 
 
@@ -37,7 +43,8 @@ class LeaveDialog(Dialog[bool]):
 
     def compose(self) -> ComposeResult:
         """The two choices and what they do."""
-        does = {"quit": STOP_SCRIPT if self._is_script else STOP, "restart": RESTART, "gallery": GALLERY}[self._then]
+        stop = STOP_SCRIPT if self._is_script else STOP
+        does = {"quit": stop, "restart": RESTART, "gallery": GALLERY, "race": RACE}[self._then]
         word = "stop" if self._then == "quit" else self._then
         with Vertical(classes="dialog choice") as box:
             box.border_title = TITLES[self._then]

@@ -10,15 +10,15 @@ from tui_descent.dashboard import colours
 from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.text.clickable import presses
 from tui_descent.dashboard.text.line import Line
-from tui_descent.dashboard.view import STORY, VIEWS, View
+from tui_descent.dashboard.view import RACE_VIEWS, STORY, VIEWS, View
 
 
 class TabsPanel(Panel, can_focus=False):
     """One row. Where not all names fit, only that of the shown view is written."""
 
     def depends_on(self, view: View) -> object:
-        """The shown view, and whether there is a story."""
-        return view.shown, _has_story(view)
+        """The shown view, whether there is a story, and whether this is a race."""
+        return view.shown, _has_story(view), bool(view.history.lanes)
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         tabs = _tabs(view)
@@ -43,7 +43,8 @@ def compact_tabs(view: View) -> list[tuple[str, Style]]:
 
 def _tabs(view: View) -> dict[str, tuple[str, str]]:
     """Key and title by the name of the view."""
-    tabs = {name: (str(n), title) for n, (name, title) in enumerate(VIEWS.items(), 1)}
+    shown = RACE_VIEWS if view.history.lanes else VIEWS
+    tabs = {name: (str(n), title) for n, (name, title) in enumerate(VIEWS.items(), 1) if name in shown}
     return tabs | {STORY: ("h", "story")} if _has_story(view) else tabs
 
 

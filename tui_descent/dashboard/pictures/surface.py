@@ -65,15 +65,21 @@ def legend(picture: SurfacePicture, width: int) -> str:
 
     If it does not fit, the first entries are left out.
     """
-    kinds = {point.kind for point in picture.critical}
     found = [("○ start", ""), ("● now", "")]
     found.append(("→ −gradient" if len(picture.point) == 2 else "slope", GRADIENT))
-    found += [(f"{glyph} {kind}", colour) for kind, (glyph, colour) in CRITICAL.items() if kind in kinds]
-    if len(picture.point) == 2 and not all(map(math.isfinite, array("f", picture.losses))):
-        found.append((f"{UNDEFINED} not finite", UNDEFINED_COLOUR))
+    found += critical_legend(picture)
     while found and sum(len(text) + 2 for text, _ in found) > width:
         del found[0]
     return "  ".join(f"[{colour}]{text}[/]" if colour else text for text, colour in found)
+
+
+def critical_legend(picture: SurfacePicture) -> list[tuple[str, str]]:
+    """Text and colour of the entries for minima, saddles and maxima, and for cells without a finite loss."""
+    kinds = {point.kind for point in picture.critical}
+    found = [(f"{glyph} {kind}", colour) for kind, (glyph, colour) in CRITICAL.items() if kind in kinds]
+    if len(picture.point) == 2 and not all(map(math.isfinite, array("f", picture.losses))):
+        found.append((f"{UNDEFINED} not finite", UNDEFINED_COLOUR))
+    return found
 
 
 class ContourMaps:
@@ -179,13 +185,18 @@ def _draw_path(drawn: Picture, plane: Plane, picture: SurfacePicture, depth: Dep
         for position in positions:
             if (cell := plane.cell(*position)) is not None:
                 drawn.glyph(*cell, "•", PATH)
-    for point in picture.critical:
-        if (cell := plane.cell(*point.at)) is not None:
-            drawn.glyph(*cell, *CRITICAL[point.kind], bold=True)
+    draw_critical(drawn, plane, picture)
     if positions and (cell := plane.cell(*positions[0])) is not None:
         drawn.glyph(*cell, "○", NOW)
     if (cell := plane.cell(*picture.point)) is not None:
         drawn.glyph(*cell, "●", NOW, bold=True)
+
+
+def draw_critical(drawn: Picture, plane: Plane, picture: SurfacePicture) -> None:
+    """Draw the glyphs of minima, saddles and maxima."""
+    for point in picture.critical:
+        if (cell := plane.cell(*point.at)) is not None:
+            drawn.glyph(*cell, *CRITICAL[point.kind], bold=True)
 
 
 def _arrow(picture: SurfacePicture, plane: Plane, now: tuple[float, float]) -> tuple[float, float] | None:
@@ -219,25 +230,17 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
     """A loss of one parameter: its curve, the positions so far on it, and the tangent and a ball at the current
     position.
     """
-    losses = list(array("f", picture.losses))
-    finite = [loss for loss in losses if math.isfinite(loss)] or [0.0]
-    low, high = min(finite), max(finite)
-    up = Axis.linear(low - 0.04 * (high - low), high)
-    across = Axis(picture.low[0], picture.high[0], False)
-    plane = Plane((across.low, up.low), (across.high, up.high), columns, rows)
+    plane, losses = curve_plane(picture, columns, rows)
     drawn = Picture(columns, rows)
-    step = (across.high - across.low) / len(losses)
-    points = [plane.dot(across.low + (n + 0.5) * step, loss) for n, loss in enumerate(losses)]
     (w,), slope = picture.point, picture.gradient[0]
     if math.isfinite(slope) and plane.cell(w, picture.loss) is not None:
         reach = _tangent_reach(plane, slope)
         left, right = (plane.dot(w + d, picture.loss + slope * d) for d in (-reach, reach))
         drawn.line(left, right, GRADIENT)
-    for start, end in pairwise(points):  # over the tangent, which is flat where the curve has its minimum
-        drawn.line(start, end, CURVE)
+    draw_curve(drawn, plane, losses)  # over the tangent, which is flat where the curve has its minimum
 
     def mark(x: float, character: str, colour: str) -> None:
-        loss = picture.loss if x == w else _between(losses, across, x)
+        loss = picture.loss if x == w else loss_at(losses, plane, x)
         if (cell := plane.cell(x, loss)) is not None:
             drawn.glyph(*cell, character, colour, bold=True)
 
@@ -249,7 +252,25 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
     if path:
         mark(path[0][0], "○", NOW)
     mark(w, "●", NOW)
+    across, up = (Axis(low, high, False) for low, high in zip(plane.low, plane.high, strict=True))
     return with_axes(drawn, across, up, width)
+
+
+def curve_plane(picture: SurfacePicture, columns: int, rows: int) -> tuple[Plane, list[float]]:
+    """Where the points of a loss of one parameter lie on a picture of this size, and the losses of the grid."""
+    losses = list(array("f", picture.losses))
+    finite = [loss for loss in losses if math.isfinite(loss)] or [0.0]
+    low, high = min(finite), max(finite)
+    up = Axis.linear(low - 0.04 * (high - low), high)
+    return Plane((picture.low[0], up.low), (picture.high[0], up.high), columns, rows), losses
+
+
+def draw_curve(drawn: Picture, plane: Plane, losses: list[float]) -> None:
+    """The curve of a loss of one parameter."""
+    step = (plane.high[0] - plane.low[0]) / len(losses)
+    points = [plane.dot(plane.low[0] + (n + 0.5) * step, loss) for n, loss in enumerate(losses)]
+    for start, end in pairwise(points):
+        drawn.line(start, end, CURVE)
 
 
 def _tangent_reach(plane: Plane, slope: float) -> float:
@@ -259,9 +280,9 @@ def _tangent_reach(plane: Plane, slope: float) -> float:
     return 0.2 * min(plane.columns, 4 * plane.rows) / math.hypot(x_dots / 2, y_dots)
 
 
-def _between(losses: list[float], across: Axis, x: float) -> float:
+def loss_at(losses: list[float], plane: Plane, x: float) -> float:
     """The loss at x, interpolated between the centres of the grid's cells; NaN outside."""
-    place = (x - across.low) / (across.high - across.low) * len(losses) - 0.5
+    place = (x - plane.low[0]) / (plane.high[0] - plane.low[0]) * len(losses) - 0.5
     if not -0.5 <= place <= len(losses) - 0.5:
         return math.nan
     first = min(max(int(place), 0), len(losses) - 2)

@@ -35,6 +35,7 @@ from tui_descent.dashboard.panels.loss_chart import LossPanel
 from tui_descent.dashboard.panels.metrics import MetricsPanel
 from tui_descent.dashboard.panels.output import OutputPanel
 from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.panels.race import RaceChartPanel, RaceMapPanel, RaceTablePanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
 from tui_descent.dashboard.panels.status import StatusPanel
@@ -47,7 +48,7 @@ from tui_descent.dashboard.prediction import Guess, Prediction
 from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
 from tui_descent.dashboard.terminal_size import TALL_ROWS, script_size
 from tui_descent.dashboard.text.layer_names import block_of, find_again
-from tui_descent.dashboard.view import STORY, VIEWS, View
+from tui_descent.dashboard.view import RACE_VIEWS, STORY, VIEWS, View
 from tui_descent.protocol.commands import (
     AnyCommand,
     MeasureBackwardPass,
@@ -123,6 +124,11 @@ class RunScreen(Screen[None]):
         yield StatusPanel(id="status")
         yield TabsPanel(id="tabs")
         with Horizontal(id="body"):
+            with Vertical(id="race-map-column"):
+                yield RaceMapPanel(id="race-map")
+            with Vertical(id="race-column"):
+                yield RaceChartPanel(id="race-chart")
+                yield RaceTablePanel(id="race-table")
             with Vertical(id="chain-column"):
                 yield ChainRulePanel(id="chain")
             with Vertical(id="curvature-column"):
@@ -165,6 +171,7 @@ class RunScreen(Screen[None]):
         if self._is_script:
             self._resize_script_terminal()
         self.follow_layers()
+        self._follow_race()
         self._show_end()
         bridge = self.bridge
         if bridge.keeper_silent_s != self.view.keeper_silent_s:
@@ -199,10 +206,17 @@ class RunScreen(Screen[None]):
             selected = find_again(self.view.selected, self._layers, history.layers)
             self.view, self._layers = replace(self.view, history=history, selected=selected), history.layers
 
+    def _follow_race(self) -> None:
+        """Show the panels of a race in the overview: the curves, the table and, for a test surface, the map."""
+        lanes = self.bridge.history.lanes
+        if lanes and not self.has_class("race"):
+            self.query_one(RaceTablePanel).styles.height = len(lanes) + 3
+            self.add_class("race")
+
     def _show_end(self) -> None:
         """Open the end card when a preset's run has reached its end, once for each end."""
         history = self.bridge.history
-        at_end = history.state.state == "waiting" and history.steps > 0
+        at_end = history.state.state == "waiting" and history.steps > 0 and not history.lanes
         if not at_end or self._end_shown_at == history.steps or self._is_covered or is_too_small(self.size):
             return
         scenario = scenario_of(history.started)
@@ -232,18 +246,21 @@ class RunScreen(Screen[None]):
         """
         bridge, wanted = self.bridge, WatchTask(on=False)
         scenario = scenario_of(bridge.history.started)
-        on_surface = scenario is not None and scenario.data is None
+        on_surface, lanes = scenario is not None and scenario.data is None, bridge.history.lanes
         self.set_class(on_surface, "surface")
         shown = "task" if self.has_class("view-task") else ""
-        if on_surface and (self.has_class("view-overview") or self.has_class(f"view-{STORY}")):
+        if on_surface and self.has_class("view-overview"):
+            shown = "race-map" if lanes else "map"
+        elif on_surface and self.has_class(f"view-{STORY}") and not lanes:
             shown = "map"
         for panel in self._panels:
             columns, rows = panel.grid if isinstance(panel, TaskPanel) and panel.id == shown else (0, 0)
             if columns > 0 and rows > 0:  # 0 until the view's first layout
                 wanted = WatchTask(on=True, columns=columns, rows=rows)
         started = bridge.history.started
-        # In a user's loop the task is not known; the view says so.
+        # In a user's loop the task is not known, and a race of nets has no picture; the view says so.
         possible = bridge.connected and bridge.history.live and started is not None and started.scenario is not None
+        possible = possible and (not lanes or on_surface)
         if wanted != self._task_requested and possible:
             self._task_requested = wanted
             bridge.send(wanted)
