@@ -48,7 +48,7 @@ from tui_descent.dashboard.prediction import Guess, Prediction
 from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
 from tui_descent.dashboard.terminal_size import TALL_ROWS, script_size
 from tui_descent.dashboard.text.layer_names import block_of, find_again
-from tui_descent.dashboard.view import RACE_VIEWS, STORY, VIEWS, View
+from tui_descent.dashboard.view import STORY, VIEWS, View
 from tui_descent.protocol.commands import (
     AnyCommand,
     MeasureBackwardPass,
