@@ -173,8 +173,7 @@ class History:
                 self._device(event)
             case LedgerTaken():
                 self.ledger = event
-                if any(entry.parts for entry in event.entries):
-                    self.backward_pass = event
+                self.backward_pass = event if any(e.parts for e in event.entries) else self.backward_pass
             case CurvatureTaken():
                 self._add_curvature(event)
             case TaskTaken() | LensTaken():
