@@ -257,8 +257,9 @@ async def test_the_parts_get_their_factors_when_they_have_been_measured() -> Non
         dashboard.keeper.publish(measured(ledger(137, 0.3), 137))
         dashboard.keeper.publish(ledger(138, 0.7))  # a usual reading, without parts
         await dashboard.shows("at step 137, frozen", "block 2 of 20", "× 0.200   = 6.0e-02", "× 1.50    = 9.0e-02")
+        dashboard.keeper.publish(measured(ledger(150, 0.7), 150))  # for another viewer
         await dashboard.press("enter")
-        await dashboard.shows("block 3 of 20", "× 0.200   = 1.8e-02")
+        await dashboard.shows("at step 137, frozen", "block 3 of 20", "× 0.200   = 1.8e-02")
 
 
 def attention_pass(step: int) -> LedgerTaken:
