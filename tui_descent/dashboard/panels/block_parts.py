@@ -81,7 +81,8 @@ class BlockParts(NamedTuple):
         """
         if any(part in OTHER_PARTS for part in measured):
             known = {one.part: one for one in self._replace(skip="skip" in measured).explanations()}
-            return [known.get(part) or Explanation(part, *OTHER_PARTS.get(part, ("N′", "the norm layer"))) for part in measured]
+            unknown = "N′", "the norm layer"
+            return [known.get(part) or Explanation(part, *OTHER_PARTS.get(part, unknown)) for part in measured]
         slope = FORMULAS.get(self.activation, ("", "", ""))[1]
         name = safe(self.activation, 20) or "the activation"
         name = f"{safe(self.blend_from, 20)} → {name}" if self.blend_from else f"{name}, {slope}" if slope else name
