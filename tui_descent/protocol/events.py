@@ -144,7 +144,7 @@ class PartFactor(msgspec.Struct, frozen=True):
     factor: float | None
 
 
-class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One block's chain-rule factor ‖dL/dx‖/‖dL/dy‖ for input x and output y.
 
     `factor` is computed from the block's parts, `autograd` by autograd. A block without formulas has the latter for

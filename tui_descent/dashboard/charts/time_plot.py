@@ -10,7 +10,8 @@ from rich.style import Style
 from textual.strip import Strip
 
 from tui_descent.dashboard.charts.axis import Axis, numbered_rows
-from tui_descent.dashboard.charts.raster import Point, Raster, Rgb
+from tui_descent.dashboard.charts.cells import Point
+from tui_descent.dashboard.charts.raster import Raster, Rgb
 from tui_descent.dashboard.charts.time_axis import TimeAxis, draw_marks, gutter
 from tui_descent.dashboard.charts.time_labels import time_row
 from tui_descent.dashboard.text.clickable import key_word

@@ -57,7 +57,7 @@ class BlockParts(NamedTuple):
         """∂L/∂in as a function of δ = ∂L/∂out. `measured` are the parts that were measured, if they are known."""
         if any(part in OTHER_PARTS for part in measured):
             symbols = [one.symbol for one in self.explanations(measured) if one.part != "skip"]
-            after_skip = symbols.pop(0) if self.skip and measured[0] == "norm" else ""
+            after_skip = symbols.pop(0) if "skip" in measured and measured[0] == "norm" else ""
             inner = f"{after_skip} δ" if after_skip else "δ"
             through = " ".join([*reversed(symbols), inner]).replace(" s ", " s·")
             return f"∂L/∂in = {f'g·{inner} + ' if 'skip' in measured else ''}{through}, δ = ∂L/∂out"
@@ -81,7 +81,8 @@ class BlockParts(NamedTuple):
         """
         if any(part in OTHER_PARTS for part in measured):
             known = {one.part: one for one in self._replace(skip="skip" in measured).explanations()}
-            return [known.get(part) or Explanation(part, *OTHER_PARTS.get(part, ("N′", ""))) for part in measured]
+            unknown = "N′", "the norm layer"
+            return [known.get(part) or Explanation(part, *OTHER_PARTS.get(part, unknown)) for part in measured]
         slope = FORMULAS.get(self.activation, ("", "", ""))[1]
         name = safe(self.activation, 20) or "the activation"
         name = f"{safe(self.blend_from, 20)} → {name}" if self.blend_from else f"{name}, {slope}" if slope else name
@@ -101,7 +102,7 @@ class BlockParts(NamedTuple):
         return [
             Explanation("scale", "s", f"scale of the branch beside the skip{scale}"),
             *parts,
-            Explanation("skip", "g·δ", f"the skip adds the gradient at the output{gate}"),
+            Explanation("skip", "g·δ", f"the skip adds g × the gradient at the sum{gate}"),
         ]
 
 

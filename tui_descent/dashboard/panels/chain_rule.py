@@ -61,8 +61,8 @@ class ChainRulePanel(Panel):
         self._frozen: LedgerTaken | None = None
         self._steps: list[BackwardStep] = []
         self._at = 0
-        self._measured: LedgerTaken | None = None  # the newest backward pass that was measured with parts
-        self._awaits = False  # whether to start with the next one
+        self._measured: LedgerTaken | None = None  # the newest backward pass before these steps
+        self._awaits = False  # whether the steps go on with the next one
 
     @property
     def stepping(self) -> bool:
@@ -78,6 +78,7 @@ class ChainRulePanel(Panel):
             ledger, self._measured = _newest(view.history), view.history.backward_pass
             if ledger is None:
                 return False
+            self._awaits = True
             self._frozen, self._steps, self._at = ledger, backward_steps(ledger, view.history), 0
             self.invalidate()
         elif self._at == len(self._steps) - 1:
@@ -87,11 +88,10 @@ class ChainRulePanel(Panel):
         return True
 
     def show(self, view: View) -> bool:
-        """While stepping, go on with the backward pass that was measured for it, as soon as it has arrived."""
+        """Go on with the backward pass that was measured for these steps, as soon as it has arrived."""
         measured = view.history.backward_pass
-        if (self.stepping or self._awaits) and measured is not None and measured is not self._measured:
-            self._measured = self._frozen = measured
-            self._awaits = False
+        if self._awaits and measured is not None and measured is not self._measured:
+            self._frozen, self._awaits = measured, False
             self._steps = backward_steps(measured, view.history)
             self._at = min(self._at, len(self._steps) - 1)
         return super().show(view)
