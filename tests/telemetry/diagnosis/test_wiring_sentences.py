@@ -102,6 +102,7 @@ case("enc trains in eval mode: call train() after validation.", "eval mode", "en
 case("The net trains in eval mode: call train() after validation.", "eval mode", dropouts=2.0, norms=0.0)
 case("The net trains in eval mode. Is that meant?", "eval mode", dropouts=0.0, norms=5.0, question=1.0)
 case("Gradients are cut to 2e-04 of their size: clip limit too low?", "gradients cut", left=0.000155)
+case("All inputs of layer 0 are 0: check the data and masks.", "input scale", "0", rms=0.0)
 case("The net's output is the same for all 16 samples.", "constant output", std=0.0, rms=0.1, samples=16.0)
 case(
     "14 of 14 layers are frozen, biases train.",
