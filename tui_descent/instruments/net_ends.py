@@ -66,8 +66,8 @@ class Ends:
     """What was measured in one pass.
 
     `outputs` are by the name of the net. `input_rms` is the rms of the non-zero inputs of each net's first layer, by
-    its name; 0 if all are 0. `lone_norms` are the batch norms in training mode that got a batch of one sample; None if no batch norm
-    was called. `modes` are by the name of the net.
+    its name; 0 if all are 0. `lone_norms` are the batch norms in training mode that got a batch of one sample; None if
+    no batch norm was called. `modes` are by the name of the net.
     """
 
     outputs: dict[str, Output] = field(default_factory=dict)

@@ -29,6 +29,7 @@ RATE_ZERO = "The learning rate has been 0 for {updates:.0f} updates: set it in t
 NO_GRADIENT_OF = "No weight of optimizer {optimizer} gets a gradient: is it detached?"
 RATE_FELL = "The rate fell from {fell_from:.2g} to {rate:.2g}: updates change nothing."
 NO_INPUT = "All inputs of {layer} are 0: check the data and masks."
+NO_EFFECT = "Nothing changes at lr {rate:.0e} in {dtype}."  # with advice there is less space
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
 
 RULES: tuple[Rule, ...] = (
@@ -314,6 +315,8 @@ def words(finding: Finding) -> str:
             return sentence_case(TAKEN_BACK.format_map(parts))
         case "no update" if "fell_from" in evidence:
             return RATE_FELL.format_map(evidence)
+        case "no update" if finding.advice:
+            return NO_EFFECT.format_map(evidence)
         case "eval mode" if evidence.get("question"):
             return sentence_case(MAYBE_EVAL.format_map(parts))
         case "input scale" if evidence["rms"] == 0:
