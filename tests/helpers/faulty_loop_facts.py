@@ -119,6 +119,9 @@ class Facts:
             torch_optimizer.register_optimizer_step_post_hook(self._compare),
         ]
         self._handles += [net.register_forward_hook(self._pass) for net in self.nets]
+        first = next((m for m in self.modules if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.RNNBase)), None)
+        if first is not None:
+            self._handles.append(first.register_forward_pre_hook(self._first_input))
         self._patched = mock.patch.object(nn.utils, "clip_grad_norm_", self._clip)
         self._patched.start()
         self._distances = Distances(self)
@@ -154,7 +157,10 @@ class Facts:
             self.output_deviation = (last.std(0).max() / last.square().mean().sqrt().clamp(min=1e-30)).item()
             self.are_probabilities = bool(((last >= 0) & (last <= 1)).all())
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
-            self.samples, self.input_rms = len(inputs[0]), inputs[0].float().square().mean().sqrt().item()
+            self.samples = len(inputs[0])
+
+    def _first_input(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.input_rms = inputs[0].detach().float().square().mean().sqrt().item()
 
     def _activation(self, module: nn.Module, _: Any, out: Tensor) -> None:
         if self.made % EVERY:

@@ -366,7 +366,7 @@ def last_relu_is_closed(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=0.03), (x, t), F.mse_loss)
 
 
-@loop_with("wiring", "constant output", also="plateau, input scale, dead units", since=20)
+@loop_with("wiring", "input scale", also="constant output", layers="fc1", harmful="lr, residual, activation")
 def mask_that_hides_the_whole_input(watch: Watching, steps: int) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
@@ -378,6 +378,21 @@ def mask_that_hides_the_whole_input(watch: Watching, steps: int) -> None:
             return self.fc2(torch.tanh(self.fc1(mask * x)))
 
     model = Masked()
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=3e-3), blobs())
+
+
+@loop_with("wiring", "constant output", also="plateau", since=20)
+def inputs_averaged_over_the_batch(watch: Watching, steps: int) -> None:
+    class Averaged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(32, 32), nn.Linear(32, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean = x.mean(dim=0, keepdim=True)  # over the samples, where the features were meant
+            return self.fc2(torch.tanh(self.fc1(mean.expand_as(x))))
+
+    model = Averaged()
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=3e-3), blobs())
 
 

@@ -109,7 +109,7 @@ def test_script_whose_gradients_explode_is_told_what_to_change() -> None:
     finding = diagnosis.finding()
     assert finding is not None
     assert finding.finding == "exploding"
-    assert sentence(finding) == "Gradient grows ×1.2e+03: draw smaller weights or add norms."
+    assert sentence(finding) == "Gradient grows ×1200: draw smaller weights or add norms."
     assert len(f" {finding.finding}  {sentence(finding)}") <= 80
 
 

@@ -72,6 +72,14 @@ VARIANTS: dict[str, tuple[dict[str, float | str], bool]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("loss", "text"), [(5854.3, "5850"), (998765.0, "999000"), (2.5e6, "2.5e+06"), (541.2, "541"), (2e-7, "2e-07")]
+)
+def test_thousands_are_written_in_full(loss: float, text: str) -> None:
+    said = Finding(finding="diverging", sure=0.9, evidence={"first": 2.6, "loss": loss})
+    assert sentence(said) == f"Loss rose from 2.6 to {text}."
+
+
 @pytest.mark.parametrize("name", get_args(Name))
 def test_sentence_has_its_numbers_and_fits_in_eighty_columns(name: str) -> None:
     advice = (LONGEST[name],) if name in LONGEST else ()

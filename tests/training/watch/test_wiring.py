@@ -449,6 +449,11 @@ FAULTS: dict[str, tuple[Loop, str, str | None]] = {
     ),
     "bytes": (Loop(conv, batch=lambda: (torch.rand(8, 1, 8, 8) * 255, torch.randint(0, 3, (8,)))), "input scale", "0"),
     "tiny inputs": (Loop(mlp, batch=lambda: (1e-3 * torch.randn(8, 6), torch.randint(0, 3, (8,)))), "input scale", "0"),
+    "inputs that are all 0": (
+        Loop(mlp, batch=lambda: (torch.zeros(8, 6), torch.randint(0, 3, (8,)))),
+        "input scale",
+        "0",
+    ),
     "years": (
         Loop(mlp, batch=lambda: (2000 + torch.rand(8, 6), torch.randint(0, 3, (8,))), shown=Tensor.item),
         "input scale",
@@ -521,7 +526,7 @@ class Zeroed(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(0 * x)
+        return self.net(0 * x + 1)
 
 
 @pytest.fixture

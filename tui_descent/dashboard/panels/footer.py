@@ -32,6 +32,7 @@ ADVICE = (
     ". space tries",
     " · q: ",
 )
+MAYBE = "maybe "  # shown as a question mark where there is no room for the word
 # A sentence is left out if fewer than this many cells of it would be shown.
 MIN_CELLS = 12
 # A sentence is cut before a clause if the rest still uses this share of its room, else before a word.
@@ -68,6 +69,8 @@ class FooterPanel(Panel, can_focus=False):
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         word, style, text, text_style = diagnosis_line(view)
+        if word.startswith(MAYBE) and cell_len(f" {word}  {text}") > width:
+            word = f"{word.removeprefix(MAYBE)}?"
         first, second = Line().add(" ").add(word, style), answer_line(view, width)
         over = view.history.ended is not None or view.history.state.state == "stopping"
         if over and not is_answer(view):

@@ -28,6 +28,8 @@ PAIR_AND_BEFORE, PAIR_AND_QUESTION = 27, 17
 RATE_ZERO = "The learning rate has been 0 for {updates:.0f} updates: set it in the script."
 NO_GRADIENT_OF = "No weight of optimizer {optimizer} gets a gradient: is it detached?"
 RATE_FELL = "The rate fell from {fell_from:.2g} to {rate:.2g}: updates change nothing."
+NO_INPUT = "All inputs of {layer} are 0: check the data and masks."
+NO_EFFECT = "Nothing changes at lr {rate:.0e} in {dtype}."  # with advice there is less space
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
 
 RULES: tuple[Rule, ...] = (
@@ -217,8 +219,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="input scale",
         kind="wiring",
-        condition="the rms of the non-zero inputs of the first layer is below 1e-2 or above 1e2, in 2 measured steps "
-        "in a row; not if this layer is an embedding or a norm",
+        condition="the rms of the non-zero inputs of the first layer is below 1e-2 or above 1e2, or all of them are 0, "
+        "in 2 measured steps in a row; not if this layer is an embedding or a norm",
         threshold="1e-2 and 1e2; weights are initialised for an rms of 1 (Glorot & Bengio 2010, He et al. 2015)",
         sentence="The inputs of {layer} have an rms of {rms:.3g}: normalise them.",
         check="Print x.square().mean().sqrt() of a batch; images in 0…255 have about 100.",
@@ -313,8 +315,12 @@ def words(finding: Finding) -> str:
             return sentence_case(TAKEN_BACK.format_map(parts))
         case "no update" if "fell_from" in evidence:
             return RATE_FELL.format_map(evidence)
+        case "no update" if finding.advice:
+            return NO_EFFECT.format_map(evidence)
         case "eval mode" if evidence.get("question"):
             return sentence_case(MAYBE_EVAL.format_map(parts))
+        case "input scale" if evidence["rms"] == 0:
+            return sentence_case(NO_INPUT.format_map(parts))
         case "target scale" if evidence.get("question"):
             return SMALL_TARGETS
         case "frozen layers":
