@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.app import App, ComposeResult
@@ -144,6 +145,10 @@ class GalleryApp(App[str | None]):
         field.display = False
         self.query_one(OptionList).focus()
 
+    def action_start(self) -> None:
+        """Start the highlighted preset."""
+        self.query_one(OptionList).action_select()
+
     def action_quit_gallery(self) -> None:
         """Quit without a choice."""
         self.exit(None)
@@ -225,8 +230,15 @@ def _story(name: str, found: Scenario | str) -> Text:
 
 def _foot() -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
-    keys = {"↑ ↓": "choose", "enter": "start", "/": "filter", "pgup pgdn": "scroll the text", "q": "quit"}
-    for key, what in keys.items():
-        text.append(f" {key}", style=colours.KEY)
-        text.append(f" {what} ", style=colours.DIM)
+    keys = {
+        "↑ ↓": ("choose", "down"),
+        "enter": ("start", "start"),
+        "/": ("filter", "filter"),
+        "pgup pgdn": ("scroll the text", "scroll(1)"),
+        "q": ("quit", "quit_gallery"),
+    }
+    for key, (what, action) in keys.items():
+        click = Style.from_meta({"@click": f"app.{action}"})
+        text.append(" ").append(key, style=colours.KEY + click)
+        text.append(f" {what}", style=colours.DIM + click).append(" ")
     return text
