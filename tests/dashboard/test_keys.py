@@ -486,6 +486,29 @@ def test_schedule_curve_has_the_shape_of_the_schedule(base: float | None) -> Non
     assert 79 - heights[::-1].index(len(canvas)) == pytest.approx(80 * 0.75, abs=3)
 
 
+@pytest.mark.parametrize(
+    ("advice", "keys", "command"),
+    [
+        (Advice("weight_decay", "0", "w"), ["w", "enter"], turn("weight_decay", "0")),
+        (Advice("weight_decay", "0", "w"), ["w", "1", "enter"], turn("weight_decay", "1")),
+        (Advice("lr", "/10", "["), ["l", "enter"], turn("lr", "/10")),
+    ],
+)
+async def test_what_is_advised_is_in_the_field_until_something_is_typed(
+    advice: Advice, keys: list[str], command: TurnKnob
+) -> None:
+    found = Diagnosed(
+        segment=0, step=30, finding="weights decaying", sure=0.9, evidence={}, sentence="They shrink.", advice=(advice,)
+    )
+    async with open_dashboard((80, 24), [*EARLIER, found]) as dashboard:
+        await dashboard.shows("They shrink.")
+        await dashboard.press(keys[0])
+        await dashboard.shows(f"advised: {advice.value}")
+        await dashboard.press(*keys[1:])
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [command]
+
+
 async def test_number_dialog_rejects_wrong_numbers() -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("residual off")

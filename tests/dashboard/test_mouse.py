@@ -293,6 +293,20 @@ async def test_a_click_in_the_gallery_shows_a_preset_and_a_double_click_starts_i
     assert app.return_value == "saddle"
 
 
+@pytest.mark.parametrize(
+    ("words", "field", "chosen"),
+    [("enter start", False, "vanishing"), ("/ filter", True, None), ("q quit", False, None)],
+)
+async def test_the_keys_below_the_gallery_can_be_clicked(words: str, chosen: str | None, *, field: bool) -> None:
+    app = GalleryApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until(pilot, lambda: words in text_of(app), lambda: text_of(app))
+        await pilot.click(offset=(text_of(app).splitlines()[-1].index(words), 23))
+        await wait_until(pilot, lambda: app._exit or app.query_one("#filter").display, lambda: text_of(app))
+        assert app.query_one("#filter").display == field
+    assert app.return_value == chosen
+
+
 async def test_typing_a_name_finds_it_in_a_list() -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.drawn()

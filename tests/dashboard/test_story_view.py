@@ -63,6 +63,23 @@ async def test_escape_makes_no_change() -> None:
         assert dashboard.keeper.received == [TurnKnob(knob="lr", value="*1.25")]
 
 
+async def test_h_answers_a_question_with_no_guess_and_asks_no_more() -> None:
+    async with open_dashboard((120, 40), run_of(200)) as dashboard:
+        await dashboard.press("h", "r")
+        await dashboard.shows("h makes the change and asks no more questions")
+        await dashboard.press("h")
+        await wait_for_commands(dashboard, 1)
+        assert dashboard.keeper.received == [TurnKnob(knob="residual", value="on")]
+        await dashboard.shows("Predictions are off")
+
+
+async def test_a_change_to_the_present_value_asks_no_question() -> None:
+    async with open_dashboard((120, 40), run_of(200)) as dashboard:
+        await dashboard.press("h", "a", "enter")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.steered))
+        assert dashboard.keeper.steered == [TurnKnob(knob="activation", value="sigmoid")]
+
+
 async def test_predictions_can_be_switched_off() -> None:
     async with open_dashboard((120, 40), run_of(200)) as dashboard:
         await dashboard.press("h", "h")

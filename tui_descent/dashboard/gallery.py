@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from rich.console import Group, RenderableType
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 from textual import events
@@ -147,6 +148,10 @@ class GalleryApp(App[str | None]):
         field.display = False
         self.query_one(OptionList).focus()
 
+    def action_start(self) -> None:
+        """Start the highlighted preset."""
+        self.query_one(OptionList).action_select()
+
     def action_quit_gallery(self) -> None:
         """Quit without a choice."""
         self.exit(None)
@@ -234,8 +239,15 @@ def _story(name: str, found: Scenario | str) -> RenderableType:
 
 def _foot() -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
-    keys = {"↑ ↓": "choose", "enter": "start", "/": "filter", "pgup pgdn": "scroll the text", "q": "quit"}
-    for key, what in keys.items():
-        text.append(f" {key}", style=colours.KEY)
-        text.append(f" {what} ", style=colours.DIM)
+    keys = {
+        "↑ ↓": ("choose", "down"),
+        "enter": ("start", "start"),
+        "/": ("filter", "filter"),
+        "pgup pgdn": ("scroll the text", "scroll(1)"),
+        "q": ("quit", "quit_gallery"),
+    }
+    for key, (what, action) in keys.items():
+        click = Style.from_meta({"@click": f"app.{action}"})
+        text.append(" ").append(key, style=colours.KEY + click)
+        text.append(f" {what}", style=colours.DIM + click).append(" ")
     return text

@@ -108,7 +108,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "choose the normalisation of all blocks or of the selected block",
         "choose",
         knob="norm",
-        footer=FooterEntry(word="norm", short="norm", rank=9),
+        footer=FooterEntry(word="norm", short="norm", rank=8),
     ),
     KeyBinding(
         "o",
@@ -118,7 +118,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "choose",
         knob="optimizer",
         more_knobs=("momentum", "betas"),
-        footer=FooterEntry(word="optimizer", rank=11),
+        footer=FooterEntry(word="optimizer", rank=10),
     ),
     KeyBinding(
         "s",
@@ -127,7 +127,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "choose a learning-rate schedule for the remaining steps",
         "choose_schedule",
         knob="schedule",
-        footer=FooterEntry(word="schedule", rank=12),
+        footer=FooterEntry(word="schedule", rank=11),
     ),
     KeyBinding(
         "i",
@@ -181,7 +181,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "fewer steps per second",
         "slower",
         knob="pace",
-        footer=FooterEntry(word="pace", short="pace", rank=10, keys=", ;"),
+        footer=FooterEntry(word="pace", short="pace", rank=9, keys=", ;"),
     ),
     KeyBinding(";", ("semicolon",), "faster", "more steps per second, up to max", "faster", knob="pace"),
     KeyBinding(
@@ -212,7 +212,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "try a hundred learning rates, and show how the next update would change the loss; the run is restored",
         "range_test",
         command=RunRangeTest(),
-        footer=FooterEntry(word="range test", short="range", rank=13, live_only=True, scenario_only=True),
+        footer=FooterEntry(word="range test", short="range", rank=12, live_only=True, scenario_only=True),
     ),
     KeyBinding("m", ("m",), "mark", "mark the current step on the time axis", "send", command=Mark()),
     KeyBinding("e", ("e",), "evaluate", "evaluate on the held-out data now", "send", command=Evaluate()),

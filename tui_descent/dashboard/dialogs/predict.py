@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
@@ -14,9 +17,12 @@ from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.telemetry.story import EFFECT_STEPS
 
 
-class PredictDialog(Dialog[Guess]):
-    """Answers with the guess. `change` is the change, as in `residual=on`."""
+class PredictDialog(Dialog[Guess | Literal["no guess"]]):
+    """Answers with the guess, or with `no guess` if the change is to be made without this and further questions.
+    `change` is the change, as in `residual=on`.
+    """
 
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("h", "no_questions", show=False)]
     hints = "↑ ↓ choose · enter answers · escape makes no change"
 
     def __init__(self, change: str) -> None:
@@ -29,11 +35,15 @@ class PredictDialog(Dialog[Guess]):
             box.border_title = "Predict, then see"
             yield Static(f"{safe(self._change, 60)}: what will the loss do within {EFFECT_STEPS} steps?", markup=False)
             yield ClickList(*(Option(f"it {guess}", id=guess) for guess in GUESSES))
-            yield Static("h switches these questions off", classes="dim acts", markup=False)
+            yield Static("h makes the change and asks no more questions", classes="dim acts", markup=False)
 
     def on_mount(self) -> None:
         """Highlight the first answer."""
         self.query_one(OptionList).highlighted = 0
+
+    def action_no_questions(self) -> None:
+        """Make the change without a guess."""
+        self.dismiss("no guess")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Answer with the chosen guess."""

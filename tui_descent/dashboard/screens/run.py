@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 from textual import events
@@ -347,9 +347,11 @@ class RunScreen(Screen[None]):
         return command.knob not in NEUTRAL_KNOBS and not is_so
 
     def _ask_prediction(self, command: TurnKnob) -> None:
-        def answered(guess: Guess | None) -> None:
+        def answered(guess: Guess | Literal["no guess"] | None) -> None:
             request = self.bridge.send(command) if guess is not None else None
-            if guess is not None and request is not None and self.bridge.client is not None:
+            if guess == "no guess":
+                self.view = replace(self.view, predict=False, prediction=None)
+            elif guess is not None and request is not None and self.bridge.client is not None:
                 prediction = Prediction(client=self.bridge.client, request=request, guess=guess)
                 self.view = replace(self.view, prediction=prediction)
 
