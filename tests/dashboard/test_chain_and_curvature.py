@@ -156,7 +156,7 @@ def test_curvature_numbers_show_their_method_and_error() -> None:
     assert "not converged; zero within the error" in found[2]
     assert "not measured yet" in found[3]
     whole = text(CurvaturePanel(), view(curved(20, 3.0, 1.0, None, how="full Hessian", residual_min=0.0)), 100, 6)
-    assert "exact, from the full Hessian; positive in every direction" in whole
+    assert "exact, full Hessian; positive in every direction" in whole
     assert "not known for this optimizer" in whole
 
 
