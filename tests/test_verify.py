@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tui_descent.scenario import presets
-from tui_descent.scenario.spec import Claim, ScheduleSpec
+from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.verify import steps_needed
 
 ALL = 600
@@ -18,13 +18,12 @@ ALL = 600
 def test_a_run_ends_with_the_last_step_that_a_claim_is_about(ats: tuple[int | None, ...], steps: int) -> None:
     _, scenario = presets.find("vanishing")
     assert scenario.run.steps == ALL
-    assert steps_needed(scenario, (), [Claim(metric="loss", at=at, below=1.0) for at in ats]) == steps
+    assert steps_needed(scenario, (), ats) == steps
 
 
 def test_a_schedule_needs_all_steps() -> None:
     _, scenario = presets.find("vanishing")
-    claims = [Claim(metric="loss", at=100, below=1.0)]
-    assert steps_needed(scenario, ["50:lr=*2"], claims) == 101
-    assert steps_needed(scenario, ["50:schedule=cosine"], claims) == ALL
+    assert steps_needed(scenario, ["50:lr=*2"], [100]) == 101
+    assert steps_needed(scenario, ["50:schedule=cosine"], [100]) == ALL
     cosine = msgspec.structs.replace(scenario, schedule=ScheduleSpec(name="cosine"))
-    assert steps_needed(cosine, (), claims) == ALL
+    assert steps_needed(cosine, (), [100]) == ALL

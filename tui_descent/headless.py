@@ -45,10 +45,14 @@ CHART_ROWS = 14
 SECOND_SIGNAL_AFTER_S = 0.5
 
 
-def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None] | None = None) -> int:
-    """Run to the end; returns the exit code.
+Listen = Callable[[AnyEvent], None]
+Start = Callable[[Launch], Trainer]
 
-    If `listen` is given, it is called with the events instead of printing them.
+
+def run(launch: Launch, *, json: bool = False, listen: Listen | None = None, start: Start | None = None) -> int:
+    """Run to the end; returns the exit code. With `listen`, it gets the events, and nothing is printed.
+
+    `start` starts the trainer, by default in a process of its own.
     """
     printer = listen or (JsonPrinter() if json else Progress())
     code, caught, caught_s = 1, 0, 0.0
@@ -80,7 +84,7 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
     old = {number: signal.signal(number, stop) for number in handled}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, the trainer's exit code cannot be read
     try:
-        ended = keeper.run(lambda: Trainer.start(launch))
+        ended = keeper.run(lambda: (start or Trainer.start)(launch))
         code = 128 + caught if caught and ended.status == "stopped" else exit_code(ended, EXIT_CODES)
         unprinted = unprinted or (None if listen else output.flush())
         if unprinted is not None:
@@ -174,7 +178,7 @@ class Progress:
         total = h.started.steps if h.started else None
         rate = f"{h.steps_per_s:,.0f} steps/s" if h.steps_per_s else ""
         left = f"silent for {h.state.silent_s} s" if h.state.silent_s else ""
-        loss = f"loss {h.shown_loss:.4g}" if h.steps else ""
+        loss = f"loss {h.shown_loss:.4g}" if h.losses else ""
         if total and h.steps_per_s:
             left = f"ETA {max(0, total - h.steps) / h.steps_per_s:,.0f} s"
         return "  ".join(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from factories import history_of, turned
 
+from tui_descent.dashboard.bridge import UNASKED
 from tui_descent.dashboard.view import View
 from tui_descent.protocol import codec
 from tui_descent.protocol.commands import (
@@ -94,6 +95,11 @@ class FakeKeeper:
     def has_viewer(self) -> bool:
         """Whether a viewer has connected."""
         return bool(self._writers)
+
+    @property
+    def steered(self) -> list[AnyCommand]:
+        """The commands that somebody has given; without those that the dashboard sends by itself."""
+        return [command for command in self.received if not isinstance(command, UNASKED)]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         frames = codec.FrameReader(codec.MAX_FROM_VIEWER)

@@ -19,7 +19,8 @@ from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.view import View
 from tui_descent.instruments.chain_rule_ledger import ChainRuleLedger
 from tui_descent.instruments.net_structure import structure
-from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken
+from tui_descent.protocol.commands import MeasureBackwardPass
+from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, PartFactor, RunEnded
 from tui_descent.telemetry.history import History
 from tui_descent.training.steering import surgery
 
@@ -72,10 +73,10 @@ def test_an_unknown_factor_counts_as_one() -> None:
     ("norm", "where", "skip", "formula", "order"),
     [
         ("none", "pre", False, "Wᵀ(φ′ ⊙ δ)", ["φ′", "Wᵀ"]),
-        ("none", "pre", True, "g·δ + Wᵀ(φ′ ⊙ s·δ)", ["φ′", "Wᵀ", "skip"]),
+        ("none", "pre", True, "g·δ + Wᵀ(φ′ ⊙ s·δ)", ["s", "φ′", "Wᵀ", "g·δ"]),
         ("layer", "pre", False, "N′(Wᵀ(φ′ ⊙ δ))", ["φ′", "Wᵀ", "N′"]),
-        ("rms", "mid", True, "g·δ + Wᵀ N′(φ′ ⊙ s·δ)", ["φ′", "N′", "Wᵀ", "skip"]),
-        ("layer", "post", True, "g·δ + Wᵀ(φ′ ⊙ N′(s·δ))", ["N′", "φ′", "Wᵀ", "skip"]),
+        ("rms", "mid", True, "g·δ + Wᵀ N′(φ′ ⊙ s·δ)", ["s", "φ′", "N′", "Wᵀ", "g·δ"]),
+        ("layer", "post", True, "g·δ + Wᵀ(φ′ ⊙ N′(s·δ))", ["s", "N′", "φ′", "Wᵀ", "g·δ"]),
     ],
 )
 def test_formula_and_explanations_follow_the_order_of_the_parts(
@@ -83,8 +84,8 @@ def test_formula_and_explanations_follow_the_order_of_the_parts(
 ) -> None:
     parts = BlockParts("silu", norm, where, skip)  # silu has the longest slope
     assert parts.formula() == f"∂L/∂in = {formula}, δ = ∂L/∂out"
-    assert [symbol for symbol, _ in parts.explanations()] == order
-    assert all(len(text) <= 70 for _, text in parts.explanations()), "has to fit a screen of 80 columns"
+    assert [part.symbol for part in parts.explanations()] == order
+    assert all(len(part.meaning) <= 61 for part in parts.explanations()), "has to fit a screen of 80 columns"
 
 
 def test_parts_are_those_at_the_step_of_the_reading() -> None:
@@ -99,12 +100,14 @@ def test_parts_are_those_at_the_step_of_the_reading() -> None:
 
     assert parts("blocks.3", 19) == BlockParts("sigmoid", gate=1.0, branch=20**-0.5)
     assert parts("blocks.3", 25)[:1] == ("relu",)
-    assert "slope of sigmoid → relu" in parts("blocks.3", 68).explanations()[0][1]
-    assert "slope of relu, 1 if z > 0" in parts("blocks.3", 69).explanations()[0][1]
+    assert "slope of sigmoid → relu" in parts("blocks.3", 68).explanations()[1].meaning
+    assert "slope of relu, 1 if z > 0" in parts("blocks.3", 69).explanations()[1].meaning
     assert parts("blocks.2", 69).activation == "sigmoid"
     assert not parts("blocks.2", 29).skip
     assert (parts("blocks.2", 48).skip_changes, parts("blocks.2", 49).skip_changes) == (True, False)
-    assert "g = 1, s = 0.25" in parts("blocks.2", 49).explanations()[-1][1]
+    explained = parts("blocks.2", 49).explanations()
+    assert "s = 0.25" in explained[0].meaning
+    assert "g = 1" in explained[-1].meaning
     assert (parts("blocks.2", 39).norm, parts("blocks.2", 40).norm, parts("blocks.2", 40).where) == (
         *("none", "rms", "mid"),
     )
@@ -132,7 +135,7 @@ def test_parts_at_the_start_are_those_of_the_scenario() -> None:
     knobs = tuple(KnobState(name=n, value=v) for n, v in (("norm", "layer"), ("residual", "on")))
     history = history_of(started(scenario={"model": model}, knobs=knobs))
     assert parts_of(history, "blocks.0", 0, 4) == BlockParts("", "layer", "post", skip=True, gate=1.0, branch=0.5)
-    assert "slope of the activation" in parts_of(history, "blocks.0", 0, 4).explanations()[1][1]
+    assert "slope of the activation" in parts_of(history, "blocks.0", 0, 4).explanations()[2].meaning
     own_loop = history_of(started(scenario=None, knobs=()))
     assert parts_of(own_loop, "blocks.0", 0, 4).formula().startswith("∂L/∂in = Wᵀ(φ′ ⊙ δ)")
 
@@ -171,9 +174,20 @@ def test_every_reading_fits_every_size(size: tuple[int, int]) -> None:
                 assert any("▸" in strip.text for strip in drawn), "the block at hand is always on the screen"
 
 
+def measured(reading: LedgerTaken, step: int, *, skip: bool = False) -> LedgerTaken:
+    """The same reading with factors of the parts: φ′ 0.2 and Wᵀ 1.5; with a skip also the scale 0.5 and the rest."""
+
+    def parts(factor: float) -> tuple[PartFactor, ...]:
+        inner = PartFactor("activation", 0.2), PartFactor("weights", 1.5)
+        return (PartFactor("scale", 0.5), *inner, PartFactor("skip", factor / 0.15)) if skip else inner
+
+    entries = [msgspec.structs.replace(entry, parts=parts(entry.factor or 0.0)) for entry in reading.entries]
+    return msgspec.structs.replace(reading, step=step, entries=entries)
+
+
 @pytest.mark.parametrize("size", SIZES)
 async def test_backward_pass_screen(size: tuple[int, int]) -> None:
-    events = [*vanishing(180), ledger(175, 0.3)]
+    events = [*vanishing(180), measured(ledger(175, 0.3), 175, skip=True)]
     async with open_dashboard(size, events) as dashboard:
         await dashboard.press("4", *["enter"] * 6)
         await dashboard.shows("block 6 of 20")
@@ -191,7 +205,7 @@ async def test_enter_goes_down_block_by_block_and_leaves_at_the_end() -> None:
         await dashboard.shows("block 3 of 3", "0.0025 × 0.05 = 0.000125", "enter ends", "vanishes at blocks.1")
         await dashboard.press("enter")
         await dashboard.shows("by parts", "enter step by step")
-        assert dashboard.keeper.received == []
+        assert dashboard.keeper.received == [MeasureBackwardPass()], "asked once, when the steps begin"
 
 
 async def test_arrows_move_and_escape_leaves_the_steps() -> None:
@@ -233,6 +247,53 @@ async def test_numbers_are_frozen_while_stepping() -> None:
         await dashboard.shows("block 2 of 20", "0.3 × 0.3 = 0.09")
         await dashboard.press("escape")
         await dashboard.shows("at step 160", "7.0e-01")
+
+
+async def test_the_parts_get_their_factors_when_they_have_been_measured() -> None:
+    async with open_dashboard((120, 40), READING) as dashboard:
+        await dashboard.press("4", "enter", "enter")
+        await dashboard.shows("at step 130, frozen", "block 2 of 20", "unit by unit × the slope of sigmoid")
+        assert "× 0.2" not in dashboard.text()
+        dashboard.keeper.publish(measured(ledger(137, 0.3), 137))
+        dashboard.keeper.publish(ledger(138, 0.7))  # a usual reading, without parts
+        await dashboard.shows("at step 137, frozen", "block 2 of 20", "× 0.200   = 6.0e-02", "× 1.50    = 9.0e-02")
+        await dashboard.press("enter")
+        await dashboard.shows("block 3 of 20", "× 0.200   = 1.8e-02")
+
+
+def attention_pass(step: int) -> LedgerTaken:
+    """A backward pass of a transformer with one layer, without formulas."""
+    inner = PartFactor("out", 2.0), PartFactor("activation", 0.5), PartFactor("weights", 1.5), PartFactor("norm", 0.4)
+    attention = PartFactor("scale", 0.5), PartFactor("attention", 0.25), PartFactor("skip", 8.0)
+    parts = attention, (PartFactor("scale", 0.5), *inner, PartFactor("skip", 4.0))
+    entries = [
+        LedgerEntry(block=f"blocks.{n}", factor=f, autograd=f, discrepancy=None, product=p, parts=parts[n])
+        for n, (f, p) in enumerate([(1.0, 1.2), (1.2, 1.2)])
+    ]
+    return LedgerTaken(segment=0, step=step, entries=entries)
+
+
+async def test_a_net_without_formulas_is_measured_when_asked() -> None:
+    nothing = LedgerTaken(segment=0, step=20, entries=[])
+    async with open_dashboard((80, 24), [*vanishing(30), nothing]) as dashboard:
+        await dashboard.press("4")
+        await dashboard.shows("press enter to measure a backward pass")
+        await dashboard.press("enter")
+        await dashboard.wait_until(lambda: dashboard.keeper.received == [MeasureBackwardPass()])
+        dashboard.keeper.publish(attention_pass(31))
+        dashboard.keeper.publish(nothing)
+        await dashboard.shows("at step 31, frozen", "block 1 of 2", "g·δ + N′ Wᵀ φ′ W₂ᵀ s·δ, δ", "W₂ᵀ  × 2.00")
+        await dashboard.press("enter")
+        await dashboard.shows("block 2 of 2", "g·δ + A′ s·δ, δ", "A′   × 0.250", "softmax")
+        await dashboard.press("escape")
+        await dashboard.shows("of each block at step 31", "blocks.1", "enter step by step")
+
+
+async def test_steps_of_a_run_that_has_ended_ask_for_nothing() -> None:
+    async with open_dashboard((80, 24), [*READING, RunEnded(status="finished", step=140)]) as dashboard:
+        await dashboard.press("4", "enter")
+        await dashboard.shows("block 1 of 20")
+        assert dashboard.keeper.received == []
 
 
 async def test_another_view_leaves_the_steps_and_there_enter_opens_a_layer() -> None:

@@ -229,8 +229,8 @@ NAN = msgspec.structs.replace(FOUND, finding="non-finite", kind="numerics", sent
     ("history", "said"),
     [
         (ended_after(FOUND), ("healthy", "It trains.")),
-        (ended_after(PLATEAU), ("maybe plateau", "Loss stuck at 1.")),
-        (ended_after(PLATEAU, status="stopped"), ("maybe plateau", "Loss stuck at 1.")),
+        (ended_after(PLATEAU), ("maybe plateau", "Loss stuck at 1. Next time: residual on.")),
+        (ended_after(PLATEAU, status="stopped"), ("maybe plateau", "Loss stuck at 1. Next time: residual on.")),
         (ended_after(PLATEAU, turned(70, "off", "on")), ("", "")),
         (ended_after(msgspec.structs.replace(FOUND, segment=1)), ("", "")),
         (ended_after(NAN, status="diverged"), ("", "")),
@@ -253,6 +253,16 @@ def test_an_ended_run_keeps_its_last_diagnosis(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"vanishing: {history.ended.status} · 80 steps · loss 0.5"
     assert printed[1:] == ([f"  diagnosis: {said[0]}. {said[1]}"] if said[0] else [])
+
+
+def test_the_diagnosis_stays_while_a_script_ends() -> None:
+    history = History()
+    for event in (started(), StateChanged(state="running"), steps(0, [1.0] * 80), PLATEAU):
+        history.apply(event)
+    history.apply(StateChanged(state="stopping", reason="the loop has ended; its script is still running"))
+    rows = [row.text.rstrip() for row in FooterPanel().draw(View(history=history, connected=True), 80, 3)]
+    assert rows[0].startswith(" stopping…")
+    assert rows[1] == " maybe plateau  Loss stuck at 1. Next time: residual on."
 
 
 def test_the_answer_to_run_steps_names_the_first_step() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from driver import Dashboard, compare, open_dashboard
 from factories import started, steps, turned, vanishing
+from textual import events
 
+from tui_descent.dashboard.dialogs.end_card import EndCardDialog
 from tui_descent.protocol.commands import Stop, TurnKnob
 from tui_descent.protocol.events import AnyEvent, Noted, RunEnded, StateChanged
 from tui_descent.scenario import presets
@@ -51,7 +53,7 @@ async def test_a_change_in_the_story_asks_first_and_reveals_the_answer() -> None
         await dashboard.shows("You predicted: the loss falls.")
         for step in range(200, 260):
             dashboard.keeper.publish(steps(step, [2.3 if step < 205 else 0.5]))
-        await dashboard.shows("Right!")
+        await dashboard.shows("Right!", "fell: from 2.36 to 0.5 in 50 steps.")
 
 
 async def test_escape_makes_no_change() -> None:
@@ -96,7 +98,7 @@ async def test_a_key_closes_the_end_card_and_acts() -> None:
 async def test_a_run_is_stopped_before_what_follows(key: str, then: str) -> None:
     async with open_dashboard((120, 40), run_of(100)) as dashboard:
         await dashboard.press(key)
-        await dashboard.shows("↑ ↓ enter choose")
+        await dashboard.shows("enter answers · escape stays")
         await dashboard.press("s")
         await wait_for_commands(dashboard, 1)
         assert dashboard.keeper.received == [Stop()]
@@ -166,3 +168,18 @@ async def test_a_paused_run_asks_for_a_prediction_and_the_end_repeats_the_card()
         await dashboard.press("y")
         await dashboard.wait_until(lambda: "The end of this run" not in dashboard.text())
         await dashboard.shows("What happened", "Nothing was changed.", "Next: restart (R), then press r.")
+
+
+async def test_keys_that_come_faster_than_a_dialog_closes_do_nothing() -> None:
+    async with open_dashboard((120, 40), run_of(600)) as dashboard:
+        await dashboard.drawn()
+        dashboard.keeper.publish(StateChanged(state="waiting"))
+        await dashboard.shows("The end of this run")
+        card = dashboard.app.screen
+        assert isinstance(card, EndCardDialog)
+        for key in ("semicolon", "semicolon", "escape"):
+            card.post_message(events.Key(key, None))
+        await dashboard.wait_until(lambda: dashboard.app.screen is dashboard.app.run_screen)
+        await dashboard.press("h")
+        await dashboard.shows("What happened")
+        assert dashboard.app.screen is dashboard.app.run_screen

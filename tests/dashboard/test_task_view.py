@@ -27,7 +27,14 @@ from tui_descent.dashboard.pictures.regions import class_one_ahead
 from tui_descent.dashboard.pictures.surface import LEVELS, RANK_PART, heights, level
 from tui_descent.protocol.commands import WatchTask
 from tui_descent.protocol.events import AnyEvent, RunEnded, StateChanged
-from tui_descent.protocol.task_pictures import MAX_NET_CELLS, NO_GUESS, SurfacePicture, TaskPicture, grid_size
+from tui_descent.protocol.task_pictures import (
+    MAX_NET_CELLS,
+    NO_GUESS,
+    CriticalPoint,
+    SurfacePicture,
+    TaskPicture,
+    grid_size,
+)
 from tui_descent.scenario import presets
 from tui_descent.scenario.toml import to_table
 
@@ -293,9 +300,10 @@ def test_any_digits_are_drawn_in_any_size(depth: Depth) -> None:
 def test_bars_show_the_loss_of_each_character() -> None:
     losses = array("f", [0.0, 4.564, 2.4, math.nan, 99.0, -1.0, 0.3, math.inf])
     picture = text_picture(1, 8, losses=losses.tobytes())
-    rows = text(picture, 78, 17).splitlines()
-    (at,) = [n for n, row in enumerate(rows) if row.strip() == "def f(x)"]
-    assert rows[at + 1].strip() == "▁█▅?█▁▁?"
+    for height, bars in ((8, ["▁█▅?█▁▁?"]), (17, [" █  █   ", " █▁ █   ", " ██ █   ", "▁██?█▁▃?"])):
+        rows = text(picture, 78, height).splitlines()
+        (at,) = [n for n, row in enumerate(rows) if row.strip() == "def f(x)"]
+        assert [row[1:9] for row in rows[at + 1 : at + 1 + len(bars)]] == bars, "as high as there is room for"
     assert "2.300 nats" in rows[0]
     assert "4.564 by guessing" in rows[0]
 
@@ -322,6 +330,27 @@ def test_no_text_is_cut_in_a_narrow_terminal(picture: Callable[[], TaskPicture])
     assert "…" not in numbers.text
     assert "|gradient| 0.00473" in numbers.text or picture is not surface_picture
     assert "…" not in text(picture(), 58, 15)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_cells_without_a_finite_loss_are_hatched(depth: Depth) -> None:
+    columns, rows = 40, 16
+    losses = array("f", surface_picture(columns, rows).losses)
+    for y in range(rows):
+        for x in range(10):
+            losses[y * columns + x] = (math.nan, math.inf, -math.inf)[x % 3]
+    picture = surface_picture(columns, rows, losses=losses.tobytes())
+    drawn = text(picture, columns + 8, rows + 2, depth).splitlines()[1:-1]
+    assert [row[8:18] for row in drawn] == ["╱" * 10] * rows
+    assert "╱" not in "".join(row[18:] for row in drawn)
+    assert "╱ not finite" in legend(picture, depth)
+    assert "not finite" not in legend(surface_picture(columns, rows), depth)
+
+
+def test_a_maximum_has_its_own_glyph() -> None:
+    picture = surface_picture(critical=(CriticalPoint("maximum", (0.5, 0.5)),))
+    assert "▴" in text(picture, 80, 24)
+    assert "▴ maximum" in legend(picture, "truecolor")
 
 
 def test_the_legend_and_the_numbers_of_a_surface_fit_into_a_narrow_panel() -> None:

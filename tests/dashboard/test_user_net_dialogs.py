@@ -74,19 +74,20 @@ async def test_a_refusal_fits_eighty_columns_and_stands_in_the_log(key: str, kno
         await dashboard.press("3")
         await dashboard.shows("Events", reason[:40])
         assert sum(reason in getattr(entry, "text", "") for entry in dashboard.app.bridge.history.log) == 1
-        assert dashboard.keeper.received == []
+        assert dashboard.keeper.steered == []
 
 
 async def test_the_present_value_is_answered_in_words() -> None:
     async with open_dashboard((80, 24), vanishing(30), replies=False) as dashboard:
         await dashboard.shows("Gradient flow")
         await dashboard.press("a", "enter")
-        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
-        assert dashboard.keeper.received == [TurnKnob(knob="activation", value="sigmoid")]
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.steered))
+        assert dashboard.keeper.steered == [TurnKnob(knob="activation", value="sigmoid")]
         client = dashboard.app.bridge.client
         assert client is not None
         what = "activation is sigmoid already"
-        (request,) = dashboard.app.bridge._unanswered
+        asked = dashboard.app.bridge._unanswered
+        (request,) = (number for number, command in asked.items() if isinstance(command, TurnKnob))
         dashboard.keeper.publish(CommandDone(client=client, request=request, segment=0, step=30, what=what))
         await dashboard.shows("nothing to change  activation is sigmoid already")
 

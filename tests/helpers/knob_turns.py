@@ -17,7 +17,13 @@ from tui_descent.training.watch.watch import Watch
 VALUES: dict[str, tuple[str, ...]] = {
     "lr": ("lr=*0.5", "lr=1e-4"),
     "activation": ("activation=tanh", "activation@blocks.1=silu,way=instant"),
-    "residual": ("residual=on", "residual=on,way=rotation", "residual@blocks.1=on,way=instant", "residual=off"),
+    "residual": (
+        "residual=on",
+        "residual=on,way=rotation",
+        "residual@blocks.1=on,way=instant",
+        "residual=on,way=rezero",
+        "residual=off",
+    ),
     "norm": ("norm=layer", "norm=rms,where=post,way=instant", "norm=layer,where=mid", "norm=none"),
     "dropout": ("dropout=0.2", "dropout=0"),
     "init": ("init=orthogonal", "init@head=lecun"),

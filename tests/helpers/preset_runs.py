@@ -87,10 +87,19 @@ class PresetRun:
         return f"{self.first['try'][0]['knob']}={self.first['try'][0]['value']}"
 
     @property
+    def _last_losses(self) -> list[float]:
+        losses = [line["loss"] for line in self.lines if line["event"] == "step"][-20:]
+        return losses if losses and all(isinstance(loss, float | int) for loss in losses) else [math.inf]
+
+    @property
     def last_loss(self) -> float:
-        losses = [line["loss"] for line in self.lines if line["event"] == "step"]
-        known = [loss for loss in losses[-20:] if isinstance(loss, float | int)]
-        return statistics.fmean(known) if len(known) == len(losses[-20:]) and known else math.inf
+        return statistics.fmean(self._last_losses)
+
+    @property
+    def last_loss_error(self) -> float:
+        """The standard error of `last_loss`: batches differ."""
+        known = self._last_losses
+        return statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else 0.0
 
     def __str__(self) -> str:
         findings = [f"{line['finding']}@{line['step']}" for line in self.said]
@@ -109,8 +118,9 @@ def run_preset(name: str, seed: int, *options: str, steps: int, home: Path) -> P
     return PresetRun(name, seed, done.lines)
 
 
-def run_cure(sick: PresetRun, *, home: Path) -> tuple[str, float, float] | None:
-    """Apply the first advice when it is given: what was done, and the losses at the end without and with it.
+def run_cure(sick: PresetRun, *, home: Path) -> tuple[str, float, float, float] | None:
+    """Apply the first advice when it is given: what was done, the losses at the end without and with it, and the
+    standard error of the latter.
 
     A headless run that has diverged has ended, so nothing is advised. It can only be started again: what its preset
     names as a remedy besides going back is applied at the start.
@@ -125,7 +135,7 @@ def run_cure(sick: PresetRun, *, home: Path) -> tuple[str, float, float] | None:
     steps = at + SLOWER.get(sick.name, CURE_STEPS)
     plain = run_preset(sick.name, sick.seed, steps=steps, home=home)
     cured = run_preset(sick.name, sick.seed, "--at", f"{at}:{advised[0]}", steps=steps, home=home)
-    return f"{at}:{advised[0]}", plain.last_loss, cured.last_loss
+    return f"{at}:{advised[0]}", plain.last_loss, cured.last_loss, cured.last_loss_error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -141,7 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 done = run_anyway(name, seed, paced=args.paced, home=Path(folder))
                 print(done, flush=True)
                 if args.cures and name in SICK and (cure := run_cure(done, home=Path(folder))):
-                    print(f"{'':18s} {cure[0]}: loss {cure[1]:.3g} without, {cure[2]:.3g} with it", flush=True)
+                    print(
+                        f"{'':18s} {cure[0]}: loss {cure[1]:.4g} without, {cure[2]:.4g} ± {cure[3]:.2g} with it",
+                        flush=True,
+                    )
 
 
 def run_anyway(name: str, seed: int, *, paced: bool, home: Path) -> PresetRun:

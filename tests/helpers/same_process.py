@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
 import time
 from pathlib import Path
@@ -22,34 +21,7 @@ from runs import WITHIN_S, Outcome
 from tui_descent import cli
 from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.trainer import Trainer
-from tui_descent.protocol.launch import Launch, open_connection
-from tui_descent.training.keeper_link import KeeperLink
-from tui_descent.training.scenario_run import train_scenario
-
-
-class TrainerThread(Trainer):
-    """A scenario's trainer in a thread of the keeper's process."""
-
-    thread: Thread
-    _code: int | None = None
-
-    @classmethod
-    def start(cls, launch: Launch) -> TrainerThread:
-        with open_connection(launch) as (ours, theirs, file):
-            link = KeeperLink(theirs.dup(), os.dup(file), launch)
-        trainer = cls(ours, file)
-        trainer.thread = Thread(target=trainer._train, args=(link,))
-        trainer.thread.start()
-        return trainer
-
-    def _train(self, link: KeeperLink) -> None:
-        self._code = train_scenario(link)
-
-    def exited(self) -> bool:
-        return not self.thread.is_alive()
-
-    def exit_code(self) -> int | None:
-        return self._code
+from tui_descent.trainer_thread import TrainerThread
 
 
 def run(*args: str, home: Path | None = None) -> Outcome:

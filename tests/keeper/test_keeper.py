@@ -27,6 +27,7 @@ from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
     DeviceTaken,
+    Diagnosed,
     Evaluated,
     HistorySent,
     KnobTurned,
@@ -39,6 +40,7 @@ from tui_descent.protocol.events import (
     StateChanged,
     StepsCompleted,
     StepsMissed,
+    WiringFound,
 )
 from tui_descent.protocol.launch import LOG_FILE
 from tui_descent.protocol.ring import ring_file
@@ -71,6 +73,19 @@ def test_every_step_is_published_once_in_order_with_its_values() -> None:
     losses = [loss for e in trainer.events if isinstance(e, StepsCompleted) for loss in e.losses]
     assert losses == [n * 0.5 for n in range(3000)]
     assert trainer.events[-1] == ended
+
+
+def test_finding_has_its_newest_numbers_before_the_run_ends() -> None:
+    trainer = ScriptedTrainer()
+    trainer.start()
+    for losses in (20.0, 40.0):
+        evidence: dict[str, float | str] = {"losses": losses, "optimizer": "Adam"}
+        trainer.peer.send(WiringFound(segment=0, step=0, fault="no optimizer step", evidence=evidence))
+    trainer.ended()
+    ended = trainer.run()
+    said = [event for event in trainer.events if isinstance(event, Diagnosed)]
+    assert [one.evidence["losses"] for one in said] == [20.0, 40.0], "two seconds have not passed"
+    assert trainer.events[-2:] == [said[-1], ended]
 
 
 def test_events_are_in_the_order_of_steps_if_the_keeper_reads_late() -> None:

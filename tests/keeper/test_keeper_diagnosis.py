@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 from factories import curved, reading_of, started, steps
@@ -14,6 +15,7 @@ from tui_descent.protocol.events import (
     KnobState,
     Layer,
     RunStarted,
+    StateChanged,
 )
 from tui_descent.scenario import presets
 from tui_descent.scenario.toml import to_table
@@ -56,6 +58,18 @@ def test_edge_of_stability_is_found_once_the_curvature_is_known() -> None:
     list(diagnosis.after(curved(50, 1.30, -0.1, 1.33)))
     assert not findings(diagnosis, 1.0, range(3))
     assert findings(diagnosis, 0.2, range(3, 60)) == ["rate at the edge"]
+
+
+@pytest.mark.parametrize("state", ["paused", "stopping"])
+def test_numbers_of_a_run_that_pauses_or_stops_are_the_newest(state: Literal["paused", "stopping"]) -> None:
+    diagnosis = DiagnosisEvents()
+    list(diagnosis.after(start_of("healthy")))
+    assert not findings(diagnosis, 2.3, range(3))
+    assert findings(diagnosis, 0.2, range(3, 60)) == ["healthy"]
+    assert not findings(diagnosis, 0.1, range(60, 120)), "the same finding is repeated every few seconds at most"
+    said = [event for event in diagnosis.after(StateChanged(state=state)) if isinstance(event, Diagnosed)]
+    assert [one.evidence["loss"] for one in said] == [pytest.approx(0.1)]
+    assert not list(diagnosis.newest()), "it has been published"
 
 
 def test_context_has_the_loss_of_a_guess() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tui_descent import verify
 from tui_descent.scenario import presets
-from tui_descent.scenario.claims import judge
 from tui_descent.scenario.spec import Claim
 
 # Preset, the interventions, and what has to hold then.
@@ -31,7 +31,8 @@ PROMISES: list[tuple[str, tuple[str, ...], Claim]] = [
 
 
 def check(name: str, given: tuple[str, ...], claim: Claim) -> None:
-    verdict = judge(claim, verify.run(name, presets.find(name)[1], given=given, claims=[claim]))
+    claim = msgspec.structs.replace(claim, given=given)
+    (verdict,) = verify.verdicts(name, presets.find(name)[1], [claim])
     assert verdict.holds, str(verdict)
 
 

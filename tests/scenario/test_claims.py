@@ -12,14 +12,16 @@ from tui_descent.protocol.curvature_reading import CurvatureReading, StabilityLi
 from tui_descent.protocol.events import (
     AnyEvent,
     CurvatureTaken,
+    Evaluated,
     Layer,
     ReadingsTaken,
     RunEnded,
     RunStarted,
     StepsCompleted,
 )
-from tui_descent.scenario.claims import METRICS, Transcript, judge
-from tui_descent.scenario.spec import Claim
+from tui_descent.scenario.claims import Sample, Verdict, claim_sentence, judge, samples
+from tui_descent.scenario.metrics import METRICS, Transcript
+from tui_descent.scenario.spec import Claim, Divisor
 
 STARTED = RunStarted(
     run="r",
@@ -84,13 +86,24 @@ def run(**ended: Any) -> Transcript:
         STARTED,
         steps(0, LOSSES[:60]),
         steps(60, LOSSES[60:]),
-        reading(40, grad_rms=[7.0, 2e-9, 4.0, 7.0], update_ratio=[0.4, 0.1, None, 0.2]),
+        reading(
+            40,
+            grad_rms=[7.0, 2e-9, 4.0, 7.0],
+            update_ratio=[0.4, 0.1, None, 0.2],
+            dead_fraction=[None, 0.25, 0.75, None],
+        ),
         reading(80, grad_rms=[7.0, 1.0, 4.0, 7.0], update_ratio=[0.4, 0.1, 0.3, 0.2]),
         curvature(40, 3.0),
         curvature(90, 5.0),
+        Evaluated(segment=0, step=50, loss=1.0, accuracy=0.3),
+        Evaluated(segment=0, step=80, loss=1.0, accuracy=0.6),
         RunEnded(**(end | ended)),
     ]
     return Transcript(events)
+
+
+def verdict(claim: Claim, transcript: Transcript) -> Verdict:
+    return judge(claim, lambda sample: transcript.metric(sample.metric, sample.at, target=sample.target))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +118,14 @@ def run(**ended: Any) -> Transcript:
         ("loss_mean", None, sum(LOSSES[80:]) / 20),
         ("loss_mean", 0, None),
         ("loss_ratio", 50, sum(LOSSES[30:50]) / 20 / 10.0),
+        ("loss_max", 50, 99.0),
+        ("loss_max", 1, 10.0),
+        ("loss_max", 0, None),
         ("accuracy", None, 0.9),
+        ("accuracy", 49, None),
+        ("accuracy", 50, 0.3),
+        ("accuracy", 79, 0.3),
+        ("accuracy", 80, 0.6),
         ("first_to_last_grad", 40, 5e-10),
         ("first_to_last_grad", None, 0.25),
         ("first_to_last_grad", 41, None),
@@ -113,6 +133,8 @@ def run(**ended: Any) -> Transcript:
         ("grad_norm_preclip", 40, 7.5),
         ("grad_norm_preclip", 41, None),
         ("update_ratio", 40, 0.2),
+        ("dead_layer", 40, 0.75),
+        ("dead_layer", 80, None),
         ("sharpness", 40, 3.0),
         ("sharpness", None, 5.0),
         ("sharpness", 41, None),
@@ -137,13 +159,14 @@ def test_metrics_are_computed_from_the_events(metric: str, at: int | None, found
 
 def test_every_metric_has_a_value_in_a_complete_run() -> None:
     for metric in METRICS:
-        assert run().metric(metric, None) is not None, metric
+        at = 40 if metric == "dead_layer" else None
+        assert run().metric(metric, at, target=5.0) is not None, metric
 
 
 def test_without_events_no_metric_has_a_value() -> None:
     for metric in METRICS:
         for at in (None, 0, 10):
-            assert Transcript().metric(metric, at) is None, metric
+            assert Transcript().metric(metric, at, target=5.0) is None, metric
 
 
 def test_first_to_last_grad_uses_the_weight_matrices_and_not_the_norms() -> None:
@@ -180,31 +203,148 @@ def test_without_a_last_gradient_there_is_no_ratio() -> None:
     ],
 )
 def test_a_claim_about_a_number_is_judged(condition: dict[str, Any], holds: bool) -> None:
-    verdict = judge(Claim(metric="loss", **condition), run())
-    assert verdict.holds is holds
-    assert verdict.found == 0.25
-    assert str(verdict).startswith("holds " if holds else "BROKEN")
+    found = verdict(Claim(metric="loss", **condition), run())
+    assert found.holds is holds
+    assert found.found == 0.25
+    assert str(found).startswith("holds " if holds else "BROKEN")
 
 
 @pytest.mark.parametrize("loss", [math.nan, None])
 @pytest.mark.parametrize("condition", [{"below": 1e9}, {"above": -1e9}, {"equals": 0.0, "within": 1e9}])
 def test_a_missing_or_nan_value_breaks_every_claim(loss: float | None, condition: dict[str, Any]) -> None:
-    assert not judge(Claim(metric="loss", **condition), run(loss=loss)).holds
+    assert not verdict(Claim(metric="loss", **condition), run(loss=loss)).holds
 
 
 def test_an_infinite_loss_is_above_every_bound() -> None:
-    assert judge(Claim(metric="loss", above=1.0), run(loss=math.inf)).holds
-    assert not judge(Claim(metric="loss", below=1e300), run(loss=math.inf)).holds
+    assert verdict(Claim(metric="loss", above=1.0), run(loss=math.inf)).holds
+    assert not verdict(Claim(metric="loss", below=1e300), run(loss=math.inf)).holds
 
 
 def test_a_claim_about_the_status_is_judged() -> None:
     claim = Claim(metric="status", equals="diverged")
-    assert judge(claim, run(status="diverged")).holds
-    assert not judge(claim, run()).holds
+    assert verdict(claim, run(status="diverged")).holds
+    assert not verdict(claim, run()).holds
 
 
 def test_a_verdict_shows_the_claim_its_interventions_and_the_value_found() -> None:
     claim = Claim(metric="loss_ratio", at=50, above=0.5, below=1.0, given=("30:residual=on",))
-    assert str(judge(claim, run())) == (
-        "BROKEN  loss_ratio at 50 after 30:residual=on below 1 and above 0.5: found 6.05"
+    assert str(verdict(claim, run())) == (
+        "BROKEN  loss ÷ first loss below 1 and above 0.5 at step 50, after residual=on at step 30: found 6.05"
     )
+
+
+@pytest.mark.parametrize(
+    ("target", "at", "since", "found"),
+    [
+        (50.0, None, 0, 0.0),
+        (9.5, None, 0, 91.0),
+        (9.5, None, 90, 1.0),
+        (9.5, 91, 0, math.inf),
+        (0.5, None, 0, math.inf),
+    ],
+)
+def test_steps_to_a_loss_are_counted_from_the_intervention(
+    target: float, at: int | None, since: int, found: float
+) -> None:
+    assert run().metric("steps_to", at, target=target, since=since) == found
+
+
+def test_a_nan_loss_is_the_largest_and_never_below_a_target() -> None:
+    transcript = Transcript([STARTED, steps(0, [1.0, math.nan, 2.0])])
+    assert math.isnan(transcript.metric("loss_max"))  # type: ignore[arg-type]
+    assert transcript.metric("steps_to", target=0.5) == math.inf
+
+
+def by_rate(sample: Sample) -> float:
+    """A metric that is 10 times the rate of the sample, and its seed more."""
+    rate = next((float(o.partition("=")[2]) for o in sample.overrides[::-1] if "lr=" in o), 1.0)
+    return 10 * rate + sample.seed
+
+
+@pytest.mark.parametrize(
+    ("claim", "seed", "found", "holds", "numbers"),
+    [
+        ({"divided_by": Divisor(overrides=("optimizer.lr=5",)), "below": 0.3}, 0, 0.2, True, "10 ÷ 50"),
+        ({"divided_by": Divisor(overrides=("optimizer.lr=5",)), "above": 0.3}, 0, 0.2, False, "10 ÷ 50"),
+        ({"divided_by": Divisor(overrides=("optimizer.lr=0",)), "above": 0.3}, 0, None, False, "10 ÷ 0"),
+        ({"seeds": 4, "below": 12.5, "at_least": 0.75}, 0, 0.75, True, "3 of 4"),
+        ({"seeds": 4, "below": 12.5, "at_least": 0.76}, 0, 0.75, False, "3 of 4"),
+        ({"seeds": 4, "below": 12.5, "at_most": 0.1}, 1, 0.0, True, "0 of 4"),
+        ({"seeds": 2, "above": 13, "at_least": 1}, 2, 1.0, True, "2 of 2"),
+        ({"largest": "optimizer.lr", "among": (1, 2, 4), "below": 25, "at_least": 2}, 0, 2.0, True, "not with 4"),
+        ({"largest": "optimizer.lr", "among": (1, 2, 4), "below": 5, "at_least": 2}, 0, None, False, "not with 1"),
+        (
+            {"largest": "optimizer.lr", "among": (1, 2), "below": 25, "at_most": 1},
+            *(0, 2.0, False, "no larger value was tried"),
+        ),
+        (
+            {"seeds": 4, "below": 12.5, "divided_by": Divisor(overrides=("optimizer.lr=1.1",)), "at_least": 1.5},
+            *(0, 1.5, True, "0.75 ÷ 0.5"),
+        ),
+    ],
+)
+def test_claims_about_several_runs_are_judged(
+    claim: dict[str, Any], seed: int, found: float | None, holds: bool, numbers: str
+) -> None:
+    judged = judge(Claim(metric="loss", **claim), by_rate, seed=seed)
+    assert (judged.found, judged.holds, judged.numbers) == (found, holds, numbers)
+
+
+def test_a_ladder_is_climbed_only_to_the_first_failure() -> None:
+    measured: list[Sample] = []
+
+    def measure(sample: Sample) -> float:
+        measured.append(sample)
+        return 0.0 if len(measured) < 3 else 9.0
+
+    claim = Claim(metric="loss", below=1, largest="optimizer.lr", among=(0.1, 0.2, 0.3, 0.4, 0.5), at_least=0.2)
+    assert judge(claim, measure).found == 0.2
+    assert [sample.overrides for sample in measured] == [(f"optimizer.lr=0.{n}",) for n in (1, 2, 3)]
+    assert len(samples(claim, seed=0)) == 5
+
+
+def test_seeds_of_different_verifications_do_not_overlap() -> None:
+    claim = Claim(metric="loss", below=1, seeds=3, at_least=1)
+    assert [[s.seed for s in samples(claim, seed=n)] for n in (0, 1)] == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        (
+            {"metric": "dead_layer", "at": 0, "equals": 1.0, "seeds": 40, "at_least": 0.85},
+            "share of dead units in the worst layer = 1 at step 0 for at least 85% of 40 seeds",
+        ),
+        (
+            {"metric": "loss", "below": 0.1, "overrides": ("optimizer.lr=0.24",)},
+            "loss below 0.1 at the end, with optimizer.lr=0.24",
+        ),
+        (
+            {"metric": "loss", "below": 0.1, "given": ("9:residual=on",), "divided_by": Divisor(given=())},
+            "loss at the end, after residual=on at step 9, divided by that without residual=on: below 0.1",
+        ),
+        (
+            {"metric": "sharpness", "at": 90, "below": 0.9, "divided_by": Divisor(at=0)},
+            "largest curvature at step 90, divided by that at step 0: below 0.9",
+        ),
+        (
+            {"metric": "steps_to", "target": 1.8, "below": 30, "at": 500, "given": ("300:optimizer=adam",)},
+            "steps to a loss below 1.8 below 30 within step 500, after optimizer=adam at step 300",
+        ),
+        (
+            {
+                "metric": "status",
+                "equals": "finished",
+                "largest": "optimizer.lr",
+                "among": (0.1, 1),
+                "overrides": ("schedule.name=cosine",),
+                "divided_by": Divisor(overrides=()),
+                "at_least": 2,
+            },
+            "largest optimizer.lr with end of the run = finished, with schedule.name=cosine, "
+            "divided by that without schedule.name=cosine: at least 2",
+        ),
+    ],
+)
+def test_a_claim_in_words(claim: dict[str, Any], words: str) -> None:
+    assert claim_sentence(Claim(**claim)) == words

@@ -107,7 +107,7 @@ BAD = {
     "pace=1e7": "pace = 1e7; allowed: a number of steps per second > 0",
     "residual=maybe": 'residual = "maybe"; allowed: off, on',
     "residual=On": 'allowed: off, on — did you mean "on"?',
-    "residual=on,way=teleport": 'way = "teleport"; allowed: auto, ramp, gentle, rotation, instant',
+    "residual=on,way=teleport": 'way = "teleport"; allowed: auto, ramp, gentle, rotation, instant, rezero',
     "residual=on,scale=0": "scale = 0; allowed: a number > 0 and ≤ 10",
     "residual=on,scale=-1": "scale = -1; allowed: a number > 0 and ≤ 10",
     "residual=on,scale=11": "scale = 11; allowed: a number > 0 and ≤ 10",

@@ -19,7 +19,7 @@ from tui_descent.scenario.spec import (
     SurfaceModel,
     about,
 )
-from tui_descent.scenario.toml import MAX_BYTES, ScenarioError, from_table, read, to_table
+from tui_descent.scenario.toml import MAX_BYTES, ScenarioError, from_table, from_text, read, to_table
 from tui_descent.scenario.validate import nearest
 
 
@@ -43,6 +43,8 @@ def test_an_integer_is_accepted_for_a_float() -> None:
     assert make(SMALL + "[optimizer]\nlr = 1\n[run]\npace = 60\n").optimizer.lr == 1.0
 
 
+CLAIM = '[[claim]]\nmetric = "loss"\nbelow = 1\n'
+LADDER = f'{CLAIM}largest = "optimizer.lr"\nat_least = 0.2\n'
 CASES: list[tuple[str, str, str, str]] = [
     # test id, text of the file, place, start of the message
     ("lr nan", "[optimizer]\nlr = nan", "optimizer.lr", "found nan; allowed: a number > 0 and ≤ 1e+06"),
@@ -103,6 +105,32 @@ CASES: list[tuple[str, str, str, str]] = [
         "claim[0].at",
         "found 1001; allowed: at most",
     ),
+    ("claim's target", f"{CLAIM}target = 1", "claim[0].target", "found a number; allowed only for steps_to"),
+    ("no target", '[[claim]]\nmetric = "steps_to"\nbelow = 9', "claim[0].target", "missing; steps_to needs the loss"),
+    ("share without seeds", f"{CLAIM}at_least = 0.5", "claim[0]", "at_least and at_most need seeds or largest"),
+    ("seeds without a share", f"{CLAIM}seeds = 9", "claim[0]", "has no bound for the share of the seeds; add at_least"),
+    ("one seed", f"{CLAIM}seeds = 1\nat_least = 1", "claim[0].seeds", "found 1; allowed: a whole number ≥ 2"),
+    ("share", f"{CLAIM}seeds = 9\nat_least = 85", "claim[0].at_least", "found 85; allowed: a share of the seeds"),
+    ("one rung", f"{LADDER}among = [0.1]", "claim[0].among", "found 1 values; allowed: two or more"),
+    ("descending", f"{LADDER}among = [0.1, 0.3, 0.2]", "claim[0].among", "is not in ascending order"),
+    ("bad rung", f"{LADDER}among = [-1, 0.3]", "claim[0].among[0]", "optimizer.lr: found -1; allowed: a number > 0"),
+    ("among alone", f"{CLAIM}among = [1, 2]", "claim[0].among", "needs largest, the place of the number"),
+    ("seeds and largest", f"{LADDER}among = [1, 2]\nseeds = 3", "claim[0]", "has both seeds and largest"),
+    ("with a wrong place", f'{CLAIM}with = ["model.dept=3"]', "claim[0].with", "model.dept: unknown key; allowed"),
+    ("with a wrong value", f'{CLAIM}with = ["optimizer.lr=x"]', "claim[0].with", 'optimizer.lr: found "x"; allowed:'),
+    ("with a story", f'{CLAIM}with = ["story=x"]', "claim[0].with", 'found "story=x"; allowed: a place=value in data,'),
+    ("with no value", f'{CLAIM}with = ["run"]', "claim[0].with", "expected place=value, as in data.batch_size=128"),
+    ("divided by itself", f"{CLAIM}divided_by = {{}}", "claim[0].divided_by", "is empty; say what differs"),
+    ("divided by", f'{CLAIM}divided_by = {{ with = ["run.x=1"] }}', "claim[0].divided_by.with", "run.x: unknown key"),
+    ("divided at", f"{CLAIM}divided_by = {{ at = 1001 }}", "claim[0].divided_by.at", "found 1001; allowed: at most"),
+    ("divisor's given", f'{CLAIM}divided_by = {{ given = ["x"] }}', "claim[0].divided_by.given[0]", "expected STEP:"),
+    (
+        "a word divided",
+        '[[claim]]\nmetric = "status"\nequals = "finished"\ndivided_by = { at = 3 }',
+        "claim[0].divided_by",
+        "status is a word, which cannot be divided",
+    ),
+    ("cause_off", 'cause_off = ["model.activation=rely"]', "cause_off", 'found "rely"; allowed: "relu",'),
 ]
 DATA_NAMES = ("digits", "moons", "circles", "xor", "spirals", "text")
 IN_DATA: list[tuple[str, str, str, str]] = [
@@ -119,6 +147,17 @@ def test_an_error_names_the_place_what_was_found_and_what_is_allowed(text: str, 
     found = problems(base + text if text.startswith("[") else base)
     assert list(found) == [place]
     assert said in found[place]
+
+
+def test_a_claim_may_be_about_a_longer_run() -> None:
+    text = f'{SMALL}{CLAIM}at = 1500\nwith = ["run.steps=2000"]'
+    assert from_text(text, source="x").claim[0].at == 1500
+
+
+def test_only_a_limited_number_of_variants_is_read() -> None:
+    rungs = ", ".join(str(n) for n in range(1, 101))
+    ladders = "".join(f'{LADDER}among = [{rungs}]\nwith = ["run.seed={n}"]\n' for n in range(5))
+    assert problems(SMALL + ladders) == {"claim": "found 505 different variants; allowed: at most 300"}
 
 
 @pytest.mark.parametrize(

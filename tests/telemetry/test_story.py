@@ -9,8 +9,9 @@ from factories import history_of, received, started, steps, turned, vanishing
 from tui_descent.dashboard.prediction import Prediction, reveal, what_happened
 from tui_descent.protocol.events import AnyEvent, EndReached, KnobState, RunEnded, StateChanged
 from tui_descent.scenario import presets
-from tui_descent.scenario.claims import Transcript, judge
+from tui_descent.scenario.claims import Measure, judge
 from tui_descent.scenario.key_words import how_to_press
+from tui_descent.scenario.metrics import Transcript
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.story import end_card, loss_change, next_hint
 
@@ -45,6 +46,10 @@ def test_every_preset_has_a_hint_from_its_start_to_its_end() -> None:
         assert "press" in next_hint(scenario, history), name
 
 
+def measure_in(transcript: Transcript) -> Measure:
+    return lambda sample: transcript.metric(sample.metric, sample.at)
+
+
 def test_the_claims_that_a_run_shows_are_judged_as_by_verify() -> None:
     for given, cure in (((), 10_000), (("150:residual=on",), 150)):
         events: list[AnyEvent] = [
@@ -56,7 +61,7 @@ def test_the_claims_that_a_run_shows_are_judged_as_by_verify() -> None:
         shown = [r for claim, r in zip(SCENARIO.claim, card.claims, strict=True) if claim.given == given]
         assert len(judged) == len(shown) == 2
         for claim, result in zip(judged, shown, strict=True):
-            verdict = judge(claim, transcript)
+            verdict = judge(claim, measure_in(transcript))
             assert result.outcome == ("held" if verdict.holds else "not held")
             assert isinstance(verdict.found, float)
             assert float(result.found.split()[0]) == pytest.approx(verdict.found, rel=1e-3)

@@ -23,7 +23,7 @@ from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.command_palette import CommandProvider
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.dialogs.leave import LeaveDialog, Then
-from tui_descent.dashboard.panels.footer import FooterPanel
+from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.panels.story import read_scenario
 from tui_descent.dashboard.screen_writer import ScreenWriter
 from tui_descent.dashboard.screens.run import RunScreen
@@ -33,7 +33,6 @@ from tui_descent.end_report import print_end, print_summary, print_trouble
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import Status
 from tui_descent.protocol.exit_status import exit_code
-from tui_descent.scenario.keys import KEYS, VIEW_KEYS
 
 STOP_TIMEOUT_S = 10.0
 SCRIPT_RESTARTS = "your script decides where it starts; quit with q and run it again"
@@ -129,13 +128,13 @@ class DescentApp(App[int]):
         """Handle a key of the run screen. `key` is Textual's name for it."""
         actions.press(self.run_screen, key)
 
-    def on_footer_panel_entry_clicked(self, event: FooterPanel.EntryClicked) -> None:
-        """Act as the key of the footer's entry, of two keys as the first; on `1-9`, show the next view."""
-        if (shown := event.shown) == VIEW_KEYS:
-            self.run_screen.show_next_view()
-            return
-        key = next(key for key in KEYS if key.shown == shown.split(" ")[0])
-        self.action_press(key.keys[0])
+    def action_toggle_line(self, line: str) -> None:
+        """Hide a line of a chart, or show it again: its entry in the legend was clicked."""
+        self.run_screen.toggle_line(line)
+
+    def on_panel_key_clicked(self, event: Panel.KeyClicked) -> None:
+        """Act as the key that was clicked."""
+        self.action_press(event.key)
 
     async def action_quit(self) -> None:
         """Ask whether to quit, or close the open dialog. Textual's ctrl+q would end the run at once."""

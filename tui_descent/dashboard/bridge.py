@@ -16,6 +16,7 @@ from tui_descent.protocol import codec
 from tui_descent.protocol.commands import (
     AnyCommand,
     Hello,
+    MeasureBackwardPass,
     Request,
     ResizeTerminal,
     Source,
@@ -39,8 +40,8 @@ from tui_descent.protocol.events import (
 from tui_descent.telemetry.history import History
 
 Reply = KnobTurned | CommandDone | CommandRejected
-# The dashboard sends these by itself; no key asks for them, so the footer does not show them.
-UNASKED = (WatchCurvature, WatchTask, WatchLens, ResizeTerminal)
+# The dashboard sends these by itself, so the footer shows their replies only if they are rejections.
+UNASKED = (WatchCurvature, WatchTask, WatchLens, MeasureBackwardPass, ResizeTerminal)
 KEEPER_GONE = "the run's keeper has ended unexpectedly"
 # In these states the run makes no steps until it is resumed.
 STOPPED_STATES = frozenset({"paused", "held", "waiting"})

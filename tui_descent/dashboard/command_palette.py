@@ -8,7 +8,8 @@ from functools import partial
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from tui_descent.dashboard.actions import ask_number, press
-from tui_descent.dashboard.screens.run import VIEWS, RunScreen
+from tui_descent.dashboard.screens.run import RunScreen
+from tui_descent.dashboard.view import VIEWS
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS, PACES
@@ -53,5 +54,9 @@ def _knob_entries(screen: RunScreen) -> Iterator[Entry]:
         for choice in knob.choices or (PACES if knob.kind == "pace" else ()):
             turn = TurnKnob(knob=knob.name, value=choice)
             yield f"{knob.name} = {choice}", f"{knob.title}: {knob.acts}", partial(screen.send_to_selection, turn)
+        for way in knob.ways[1:] if knob.choices == ("off", "on") else ():
+            turn = TurnKnob(knob=knob.name, value="on", way=way)
+            text = f"{knob.name} = on, way = {way}"
+            yield text, f"{knob.title}: {knob.acts}", partial(screen.send_to_selection, turn)
         if knob.kind in ("number", "pair"):
             yield f"{knob.name} = …", f"{knob.title}: {knob.values}", partial(ask_number, screen, knob.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -19,7 +20,7 @@ from tui_descent.instruments.deferred import Deferred
 from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.gradient_hooks import GradientHooks
 from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, first_tensor, plain, version
-from tui_descent.protocol.events import LedgerEntry
+from tui_descent.protocol.events import BlockPart, LedgerEntry, PartFactor
 from tui_descent.protocol.layer_names import in_words
 
 PART = "the chain-rule ledger"
@@ -97,12 +98,13 @@ class ChainRuleLedger:
         self._gradients.detach()
 
     @torch.no_grad()
-    def entries(self) -> Deferred[list[LedgerEntry]]:
+    def entries(self, *, parts: bool = False) -> Deferred[list[LedgerEntry]]:
         """One entry per block, in forward order; empty if no pass was measured. Call it after the backward pass.
 
         Let dx be dL/dx by the formulas and dx′ be dL/dx by autograd. Then `factor` is ‖dx‖/‖dL/dy‖, `autograd` is
         ‖dx′‖/‖dL/dy‖, `discrepancy` is ‖dx − dx′‖/‖dx′‖, and `product` is the product of the factors from the last
-        block to this one. A value that is not known is None.
+        block to this one. A value that is not known is None. With `parts`, each entry also has the factors of its
+        block's parts, with the norms of the gradients between them.
         """
         passes, self._passes = self._passes, []
         gradients = [(self._gradients.get((n, "dy")), self._gradients.get((n, "dx"))) for n in range(len(passes))]
@@ -110,30 +112,36 @@ class ChainRuleLedger:
         if all(dy is None for dy, _ in gradients):
             passes = []
         columns: list[Tensor] = []
-        # For each block, the indices of the columns with ‖dL/dy‖, ‖dx′‖, ‖dx‖ and ‖dx − dx′‖.
-        blocks: list[tuple[str, list[int | None]]] = []
+        # For each block, the indices of the columns with ‖dL/dy‖, ‖dx′‖, ‖dx‖ and ‖dx − dx′‖; then the names of its
+        # parts, and the index of the first of their columns, which have the norms of the gradients after each part.
+        blocks: list[tuple[str, list[int | None], list[BlockPart], int]] = []
         for n in reversed(range(len(passes))):
-            (name, block), (dy, autograd), dx = self._blocks[n], gradients[n], None
+            (name, block), (dy, autograd), chain = self._blocks[n], gradients[n], None
             if passes[n].calls > 1:  # the kept tensors belong to one call, and the gradients perhaps to another
                 self._failures.leave_out(PART, f"{in_words(name)} ran {passes[n].calls} times in one step")
                 dy = autograd = None
             elif dy is not None and self._parts[n] not in self._failures:
                 with self._failures.guard(self._parts[n]):
-                    dx = self._dx(cast(Block, block), passes[n], dy)
+                    chain = self._chain(cast(Block, block), passes[n], dy)
+            dx = None if chain is None else chain[-1][1]
             difference = None if dx is None or autograd is None else dx - autograd.double()
             places: list[int | None] = []
             for tensor in (dy, autograd, dx, difference):
                 places.append(None if tensor is None else len(columns))
                 if tensor is not None:
-                    columns.append(tensor.double().square().sum().sqrt().reshape(1))
-            blocks.append((name, places))
+                    columns.append(_norm(tensor))
+            chain = chain if parts and chain is not None else []
+            blocks.append((name, places, [part for part, _ in chain], len(columns)))
+            columns += [_norm(tensor) for _, tensor in chain]
 
         def read(values: Sequence[float]) -> list[LedgerEntry]:
             product, entries = 1.0, []
-            for name, places in blocks:
+            for name, places, named, first in blocks:
                 dy, autograd, dx, difference = (None if n is None else values[n] for n in places)
                 factor = dx / dy if dx is not None and dy else None
                 product *= 1.0 if factor is None else factor
+                norms = [dy or 0.0, *values[first : first + len(named)]]
+                factors = [after / before if before else None for before, after in pairwise(norms)]
                 entries.append(
                     LedgerEntry(
                         block=name,
@@ -141,14 +149,17 @@ class ChainRuleLedger:
                         autograd=autograd / dy if autograd is not None and dy else None,
                         discrepancy=difference / autograd if difference is not None and autograd else None,
                         product=None if factor is None else product,
+                        parts=tuple(map(PartFactor, named, factors)),
                     )
                 )
             return entries[::-1]
 
         return Deferred(columns, read)
 
-    def _dx(self, block: Block, tensors: _Pass, dy: Tensor) -> Tensor | None:
-        """dL/dx of a block from dL/dy, in float64; None if a tensor or a derivative is not known."""
+    def _chain(self, block: Block, tensors: _Pass, dy: Tensor) -> list[tuple[BlockPart, Tensor]] | None:
+        """The gradient after each part of a block, from dL/dy to dL/dx, in float64; None if a tensor or a derivative is
+        not known.
+        """
         x, z, a = (None if kept is None else kept.unchanged for kept in (tensors.x, tensors.z, tensors.a))
         if x is None or z is None or a is None or tensors.h is None:
             return None
@@ -158,18 +169,24 @@ class ChainRuleLedger:
         skip: Skip | None = block.skip
         gate, branch = (0.0, 1.0) if skip is None else (skip.gate, skip.branch)
         delta = branch * dy
+        chain: list[tuple[BlockPart, Tensor]] = [] if skip is None else [("scale", delta)]
         if block.norm is not None and block.where == "post":
             delta = norm_backward(block.norm, a.double(), delta)
+            chain.append(("norm", delta))
         slopes = derivative(block.activation, z.double())
         if slopes is None:
             return None
         delta = slopes * delta  # φ′ ⊙ δ
+        chain.append(("activation", delta))
         if block.norm is not None and block.where == "mid":
             delta = norm_backward(block.norm, tensors.h.double(), delta)
+            chain.append(("norm", delta))
         delta = delta @ block.linear.weight.double()  # Wᵀδ, one row per sample
+        chain.append(("weights", delta))
         if block.norm is not None and block.where == "pre":
             delta = norm_backward(block.norm, x.double(), delta)
-        return gate * dy + delta
+            chain.append(("norm", delta))
+        return chain if skip is None else [*chain, ("skip", gate * dy + delta)]
 
     def _before_block(self, n: int, args: Args) -> None:
         tensors = self._passes[n]
@@ -197,6 +214,10 @@ def is_block(module: nn.Module) -> bool:
     return known and isinstance(module.linear, nn.Linear) and isinstance(module.activation, nn.Module)
 
 
+def _norm(tensor: Tensor) -> Tensor:
+    return tensor.double().square().sum().sqrt().reshape(1)
+
+
 def _keep(tensor: Tensor | None) -> _Kept | None:
     if tensor is None or (ordinary := plain(tensor)) is None or ordinary.is_complex():
         return None
@@ -217,7 +238,8 @@ def norm_backward(norm: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
         hat = x / size
         return (d - d.mean(dim=-1, keepdim=True) - hat * (d * hat).mean(dim=-1, keepdim=True)) / size
     assert isinstance(norm, nn.RMSNorm)
-    eps = norm.eps if norm.eps is not None else torch.finfo(torch.float32).eps
+    dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
+    eps = norm.eps if norm.eps is not None else torch.finfo(dtype).eps
     size = (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
     hat = x / size
     return (d - hat * (d * hat).mean(dim=-1, keepdim=True)) / size

@@ -1,6 +1,6 @@
-"""Finds out from the autograd graph of a loss which loss function it is, and whether it gets probabilities where it
-expects logits. Only names, shapes and settings of the graph's nodes are read. The backward pass frees only the tensors,
-so these still exist after it.
+"""Finds out from the autograd graph of a loss which loss function it is, and whether it gets what it expects: logits
+rather than probabilities, and outputs and targets of the same shape. Only names, shapes and settings of the graph's
+nodes are read. The backward pass frees only the tensors, so these still exist after it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ _TAKES_LOGITS = {
 }
 _SQUASHING = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}
 _MEANS = ("MeanBackward0", "MeanBackward1")
-_SUM = 2  # torch's number of `reduction="sum"`
+_MEAN, _SUM = 1, 2  # torch's numbers of `reduction="mean"` and "sum"
+_LOSSES_OF_DISTANCES = ("MseLossBackward0", "SmoothL1LossBackward0", "HuberLossBackward0")
+# Operations on the difference of predictions and targets.
+_DISTANCES = (*_LOSSES_OF_DISTANCES, "PowBackward0", "AbsBackward0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,18 @@ class LossGraph:
     expression of the user's own. `classes` is the number of classes of a cross-entropy. It is known only if the loss is
     an unscaled mean over the targets, so ln(classes) is the loss of a guess. `takes` is an operation that expects
     logits, and `gets` is the operation directly before it, "softmax" or "sigmoid". Both are None if there is no such
-    pair.
+    pair. `all_pairs` is the shape of N predictions, (N,) or (N, 1), that broadcasting has paired with N targets of the
+    other shape, so that the loss compares each prediction with each target; None if there are no such pairs. If the
+    loss is an unscaled mean of distances between predictions and targets, `predictions` is the number (`node_number`)
+    of the operation that made the predictions.
     """
 
     loss_function: str | None = None
     classes: int | None = None
     takes: str | None = None
     gets: str | None = None
+    all_pairs: tuple[int, ...] | None = None
+    predictions: int | None = None
 
 
 def read_loss_graph(loss: Tensor) -> LossGraph:
@@ -70,7 +78,14 @@ def read_loss_graph(loss: Tensor) -> LossGraph:
     if root is None:
         return LossGraph()
     takes, gets = _squashed_twice(root)
-    return LossGraph(*_loss_function(root), takes, gets)
+    return LossGraph(*_loss_function(root), takes, gets, _all_pairs(root), _predictions(root))
+
+
+def node_number(output: Tensor) -> int | None:
+    """The number of the operation that has computed the numbers of an output, which no other operation of this thread
+    has; None without a graph.
+    """
+    return _number(_origin(output.grad_fn))
 
 
 def last_operation(output: Tensor) -> tuple[str, int] | None:
@@ -112,18 +127,81 @@ def _loss_function(root: Any) -> tuple[str | None, int | None]:
     return None, None
 
 
-def _squashed_twice(root: Any) -> tuple[str | None, str | None]:
+def _all_pairs(root: Any) -> tuple[int, ...] | None:
+    for node in _nodes(root):
+        if node.name() not in _DISTANCES:
+            continue
+        whole = _inner(node)
+        part = None if whole is None else _one_with_graph(whole)
+        if whole is None or part is None or part.name() in ("UnsqueezeBackward0", "ExpandBackward0"):
+            continue  # the loop has arranged the pairs itself
+        pairs, shape = _shape(whole), _shape(part)
+        n = shape[0] if shape else 0
+        if n > 1 and pairs == (n, n) and shape in ((n,), (n, 1)):
+            return shape
+    return None
+
+
+def _inner(distance: Any) -> Any:
+    """The operation that broadcasts predictions and targets to one shape: the subtraction, or torch's own expansion."""
+    node = _one_with_graph(distance)
+    if node is not None and node.name() == "SubBackward0":
+        inner = _one_with_graph(node)
+        return inner if inner is not None and inner.name() == "ExpandBackward0" else node
+    return node if node is not None and node.name() == "ExpandBackward0" else None
+
+
+def _predictions(root: Any) -> int | None:
+    """The number of the operation that made the predictions of which the loss is the mean distance to the targets."""
+    node = root
+    if node.name() in _MEANS:
+        node = _one_with_graph(node)
+        if node is None or node.name() not in ("PowBackward0", "AbsBackward0"):
+            return None
+        exponent = getattr(node, "_saved_exponent", 2)
+        node = _one_with_graph(node)
+        if exponent != 2 or node is None or node.name() != "SubBackward0":
+            return None
+    elif node.name() not in _LOSSES_OF_DISTANCES or getattr(node, "_saved_reduction", None) != _MEAN:
+        return None
+    elif getattr(node, "_saved_delta", 1.0) > 1:
+        return None  # Huber's loss is then larger than the distance
+    return _number(_origin(_one_with_graph(node)))
+
+
+def _one_with_graph(node: Any) -> Any:
+    """The operation before a node, if exactly one of its operands comes from an operation; None otherwise."""
+    before = [n for n, _ in node.next_functions if n is not None and not n.name().endswith("AccumulateGrad")]
+    return before[0] if len(before) == 1 else None
+
+
+def _number(node: Any) -> int | None:
+    return None if node is None else int(node._sequence_nr())
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    """The shape of a node's output."""
+    return tuple(node._input_metadata[0].shape)
+
+
+def _nodes(root: Any) -> list[Any]:
+    """The first nodes of a graph, those next to the loss first."""
     nodes, seen = [root], {root}
     for node in nodes:
+        for before, _ in node.next_functions:
+            if before is not None and before not in seen and len(nodes) < MOST_NODES:
+                seen.add(before)
+                nodes.append(before)
+    return nodes
+
+
+def _squashed_twice(root: Any) -> tuple[str | None, str | None]:
+    for node in _nodes(root):
         if (takes := _TAKES_LOGITS.get(node.name())) is not None:
             origin = _origin(next((n for n, _ in node.next_functions if n is not None), None))
             gets = None if origin is None else _SQUASHING.get(origin.name())
             if gets in takes[1]:
                 return takes[0], gets
-        for before, _ in node.next_functions:
-            if before is not None and before not in seen and len(nodes) < MOST_NODES:
-                seen.add(before)
-                nodes.append(before)
     return None, None
 
 
@@ -140,7 +218,7 @@ def _size(node: Any) -> int:
     """The size of a node's output along the dimension that the node works on; along the last dimension if there is no
     such dimension.
     """
-    shape = tuple(node._input_metadata[0].shape)
+    shape = _shape(node)
     dim = getattr(node, "_saved_dim", -1)
     # Torch shows a negative dimension as an unsigned number.
     dim = dim - 2**64 if isinstance(dim, int) and dim >= 2**63 else dim

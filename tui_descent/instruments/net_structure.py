@@ -66,8 +66,9 @@ def structure(
 
     `order` are the module names in forward order; by default the order of registration is used. With `only`, layers
     with other names are left out. A layer is a module with weights of its own; a module with several, such as an LSTM,
-    has one layer for each, named `module.weight`. A shared weight belongs to the first layer that has it. Units are the
-    children with weights of the outermost `Sequential`s and `ModuleList`s.
+    has one layer for each, named `module.weight`. Parameters that a module names in `not_layers` are left out. A shared
+    weight belongs to the first layer that has it. Units are the children with weights of the outermost `Sequential`s
+    and `ModuleList`s.
     """
     place = {name: n for n, name in enumerate(order or ())}
 
@@ -85,7 +86,8 @@ def structure(
     root = root if dict(model.named_modules()).get(root.lower()) else root.lower()
     seen: set[int] = set()
     for name, module in sorted(model.named_modules(), key=lambda item: position(item[0])):
-        own = [(of, p) for of, p in module.named_parameters(recurse=False) if id(p) not in seen]
+        left_out = getattr(module, "not_layers", ())
+        own = [(of, p) for of, p in module.named_parameters(recurse=False) if id(p) not in seen and of not in left_out]
         seen.update(id(p) for _, p in own)
         weights, path = _weights(own), name or root
         for of, weight in weights:

@@ -23,6 +23,7 @@ from tui_descent.protocol.events import (
     Rewound,
     RunStarted,
     SnapshotTaken,
+    StateChanged,
     StepsCompleted,
     WiringFound,
 )
@@ -86,10 +87,17 @@ class DiagnosisEvents:
                 self._diagnosis.context = after_turn(self._diagnosis.context, event)
                 self._diagnosis.set_knobs(event.knobs)
                 self._published = None
+            case StateChanged():
+                yield from self.newest()
             case _:
                 pass
 
-    def _news(self, diagnosis: Diagnosis) -> Iterator[AnyEvent]:
+    def newest(self) -> Iterator[AnyEvent]:
+        """The finding with its newest numbers. Those of a run that pauses or ends stay on the screen."""
+        if self._diagnosis is not None:
+            yield from self._news(self._diagnosis, repeat_s=0.0)
+
+    def _news(self, diagnosis: Diagnosis, *, repeat_s: float = REPEAT_S) -> Iterator[AnyEvent]:
         """The outcome of the last intervention, and the finding if it is new."""
         if (outcome := diagnosis.outcome) is not None:
             diagnosis.outcome = None
@@ -105,7 +113,7 @@ class DiagnosisEvents:
         found = diagnosis.finding()
         if found is None or found is self._published:
             return
-        if _essence(found) == _essence(self._published) and time.monotonic() - self._published_s < REPEAT_S:
+        if _essence(found) == _essence(self._published) and time.monotonic() - self._published_s < repeat_s:
             return
         self._published, self._published_s = found, time.monotonic()
         yield Diagnosed(

@@ -301,6 +301,9 @@ class Keeper:
             self._publish(rejected)
 
     def _publish(self, event: AnyEvent) -> None:
+        if isinstance(event, RunEnded):
+            for diagnosis in self._diagnosis.newest():
+                self._send(diagnosis)
         self._send(event)
         for diagnosis in self._diagnosis.after(event):
             self._send(diagnosis)

@@ -89,6 +89,12 @@ class WatchLens(Command, frozen=True, kw_only=True, tag="lens"):
     layer: str = ""
 
 
+class MeasureBackwardPass(Command, frozen=True, kw_only=True, tag="backward_pass"):
+    """Send one chain-rule reading with the factor of each part of the blocks, for the last batch. The batch is run
+    again for this; the run does not change.
+    """
+
+
 class RunRangeTest(Command, frozen=True, kw_only=True, tag="run_range_test"):
     """Run a learning-rate range test from the current state, then restore that state. The reply comes when the test is
     done. If a test is already running, no second test starts, and the reply comes when the running test is done.
@@ -126,6 +132,7 @@ AnyCommand = (
     | WatchCurvature
     | WatchTask
     | WatchLens
+    | MeasureBackwardPass
     | RunRangeTest
     | CancelRangeTest
     | Stop

@@ -10,6 +10,7 @@ import msgspec
 MAX_NET_CELLS = 4096
 MAX_SURFACE_CELLS = 12_288
 MAX_PATH = 768  # positions of the path on a surface
+MAX_RACE_PATHS = 1536  # positions of all paths of a race together
 MAX_SAMPLES = 512  # points of a data set in the plane
 MAX_DIGITS = 96  # images
 MAX_CONFUSIONS = 8
@@ -17,10 +18,13 @@ MAX_TEXT = 2048  # characters of held-out text
 TEXT_LINES, MAX_LINE = 6, 120  # lines that the net writes, and their characters
 
 
+CriticalPointKind = Literal["minimum", "saddle", "maximum"]
+
+
 class CriticalPoint(msgspec.Struct, frozen=True):
     """A point of a test surface where the gradient is 0."""
 
-    kind: Literal["minimum", "saddle"]
+    kind: CriticalPointKind
     at: tuple[float, ...]
 
 
@@ -44,6 +48,22 @@ class SurfacePicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
     point: tuple[float, ...]
     loss: float
     gradient: tuple[float, ...]
+
+
+class LanePath(msgspec.Struct, frozen=True):
+    """The path of one lane of a race: the bytes of an `array('f')`, from the start to the current position."""
+
+    path: bytes
+
+
+class RacePicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="race"):
+    """A test surface with the path of each lane of a race, in the order of `RunStarted.lanes`.
+
+    The path, the point, the loss and the gradient of `surface` are not used.
+    """
+
+    surface: SurfacePicture
+    lanes: tuple[LanePath, ...]
 
 
 class RegionsPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="regions"):
@@ -114,7 +134,7 @@ class TextPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     loss: float
 
 
-TaskPicture = SurfacePicture | RegionsPicture | DigitsPicture | TextPicture
+TaskPicture = SurfacePicture | RacePicture | RegionsPicture | DigitsPicture | TextPicture
 
 
 def grid_size(columns: int, rows: int, most: int) -> tuple[int, int]:

@@ -1,84 +1,70 @@
-"""Checks the claims of a preset against the events of a run. `verify.py` makes the runs."""
+"""The claims of a preset: which runs they need, whether they hold, and how they read. `verify.py` makes the runs.
+
+A claim is about one number: a metric of one run; with `divided_by`, the metric divided by that of another run; with
+`seeds`, the share of the seeds for which the condition on the metric holds; with `largest`, the largest value of a
+ladder for which it holds.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator
 
 import msgspec
 
-from tui_descent.protocol.events import (
-    AnyEvent,
-    CurvatureTaken,
-    Evaluated,
-    Layer,
-    LayersChanged,
-    ReadingsTaken,
-    RunEnded,
-    RunStarted,
-    StepsCompleted,
-)
+from tui_descent.scenario.metrics import METRIC_WORDS
 from tui_descent.scenario.spec import Claim
 
-METRICS = {
-    "loss": "training loss of update `at`; if `at` is left out, the final loss of the run",
-    "loss_mean": "mean training loss of the 20 updates before `at`",
-    "loss_ratio": "loss_mean divided by the loss of update 0",
-    "accuracy": "held-out accuracy at the run's end",
-    "first_to_last_grad": "grad_rms of the first block's weight divided by the last block's, at step `at`",
-    "global_grad_norm": "L2 norm of all gradients as the optimizer receives them, at step `at`",
-    "grad_norm_preclip": "L2 norm of all gradients before clipping, at step `at`; only while clipping is on",
-    "update_ratio": "median over the layers of ‖Δ‖/‖W‖, at step `at`",
-    "sharpness": "largest Hessian eigenvalue λmax on the probe batch, with the weights before update `at`",
-    "lambda_min": "smallest Hessian eigenvalue, measured as `sharpness`; negative at a saddle",
-    "negative_fraction": "share of negative Hessian eigenvalues, measured as `sharpness`",
-    "stability_limit": "the λmax above which this optimizer's steps grow; 2/η for plain gradient descent",
-    "edge": "λmax / stability_limit (Adam, RMSprop: λmax of the preconditioned Hessian); 1 is the edge of stability",
-    "position": "the first parameter of a test surface after the last update",
-    "status": "how the run ended: finished, diverged, failed, stopped",
-    "steps": "number of updates",
-}
-# The metrics in the words of the end card and the gallery.
-METRIC_WORDS = {
-    "loss": "loss",
-    "loss_mean": "mean loss",
-    "loss_ratio": "loss ÷ first loss",
-    "accuracy": "held-out accuracy",
-    "first_to_last_grad": "gradient of the first block ÷ last block",
-    "global_grad_norm": "norm of the gradient",
-    "grad_norm_preclip": "norm of the gradient before clipping",
-    "update_ratio": "typical ‖ΔW‖/‖W‖",
-    "sharpness": "largest curvature",
-    "lambda_min": "smallest curvature",
-    "negative_fraction": "share of directions with negative curvature",
-    "stability_limit": "limit of the curvature",
-    "edge": "largest curvature ÷ its limit",
-    "position": "w",
-    "status": "end of the run",
-    "steps": "steps",
-}
-NEEDS_READING = frozenset({"first_to_last_grad", "global_grad_norm", "grad_norm_preclip", "update_ratio"})
-NEEDS_CURVATURE = frozenset({"sharpness", "lambda_min", "negative_fraction", "stability_limit", "edge"})
+
+class Sample(msgspec.Struct, frozen=True):
+    """One metric of one run: the preset with some overrides, interventions and a seed."""
+
+    metric: str
+    at: int | None
+    target: float | None
+    overrides: tuple[str, ...]
+    given: tuple[str, ...]
+    seed: int
+
+
+Found = float | str | None
+Measure = Callable[[Sample], Found]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """A claim, the value that was found in the run, and whether the claim holds."""
+    """A claim, the value that was found, and whether the claim holds. `numbers` are what the value is made of."""
 
     claim: Claim
-    found: float | str | None
+    found: Found
     holds: bool
+    numbers: str = ""
 
     def __str__(self) -> str:
-        c = self.claim
-        at = f" at {c.at}" if c.at is not None else ""
-        given = f" after {', '.join(c.given)}" if c.given else ""
-        digits = ".12g" if isinstance(c.equals, float) else ".4g"
-        found = format(self.found, digits) if isinstance(self.found, float) else self.found
-        return f"{'holds ' if self.holds else 'BROKEN'}  {c.metric}{at}{given} {claim_text(c)}: found {found}"
+        digits = ".12g" if isinstance(self.claim.equals, float) else ".4g"
+        found = "none" if self.found is None else format(self.found, "" if isinstance(self.found, str) else digits)
+        numbers = f" ({self.numbers})" if self.numbers else ""
+        return f"{'holds ' if self.holds else 'BROKEN'}  {claim_sentence(self.claim)}: found {found}{numbers}"
 
 
-def claim_text(claim: Claim) -> str:
-    """The claim's condition as text: `below 1e-06`."""
+def claim_sentence(claim: Claim) -> str:
+    """The claim in words: `loss ÷ first loss below 0.5 at step 230, after residual=on at step 150`."""
+    metric = METRIC_WORDS[claim.metric].format(target=claim.target)
+    inner = f"{metric} {_condition(claim)}{_when(claim)}"
+    run = _changes(claim.overrides, claim.given)
+    if claim.seeds is not None:
+        if claim.divided_by is None:
+            return f"{inner} for {_bounds(claim, percent=True)} of {claim.seeds} seeds{run}"
+        return f"share of {claim.seeds} seeds with {inner}{run}, divided by that {_other(claim)}: {_bounds(claim)}"
+    if claim.largest is not None:
+        what = f"largest {claim.largest} with {inner}{run}"
+        divided = f", divided by that {_other(claim)}" if claim.divided_by is not None else ""
+        return f"{what}{divided}: {_bounds(claim)}"
+    if claim.divided_by is not None:
+        return f"{metric}{_when(claim)}{run}, divided by that {_other(claim)}: {_condition(claim)}"
+    return f"{inner}{run}"
+
+
+def _condition(claim: Claim) -> str:
     parts = []
     if claim.below is not None:
         parts.append(f"below {claim.below:g}")
@@ -90,120 +76,109 @@ def claim_text(claim: Claim) -> str:
     return " and ".join(parts)
 
 
-def claim_sentence(claim: Claim) -> str:
-    """The claim in words: `loss ÷ first loss below 0.5 at step 230, after residual=on at step 150`."""
-    at = f" at step {claim.at:,}" if claim.at is not None else " at the end"
-    given = [f"{turn} at step {step}" for step, _, turn in (text.partition(":") for text in claim.given)]
-    return f"{METRIC_WORDS[claim.metric]} {claim_text(claim)}{at}" + (f", after {', '.join(given)}" if given else "")
+def _bounds(claim: Claim, *, percent: bool = False) -> str:
+    found = [("at least", claim.at_least), ("at most", claim.at_most)]
+    return " and ".join(
+        f"{words} {100 * bound:.4g}%" if percent else f"{words} {bound:g}"
+        for words, bound in found
+        if bound is not None
+    )
 
 
-class Transcript:
-    """Collects the values that claims refer to from the events of one run."""
-
-    def __init__(self, events: Iterable[AnyEvent] = ()) -> None:
-        self.losses: dict[int, float] = {}
-        self.readings: dict[int, ReadingsTaken] = {}
-        self.curvatures: dict[int, CurvatureTaken] = {}
-        self.evaluated: dict[int, Evaluated] = {}
-        self.layers: dict[int, tuple[Layer, ...]] = {}  # by the `structure` number that readings carry
-        self.ended: RunEnded | None = None
-        for event in events:
-            self.add(event)
-
-    def add(self, event: AnyEvent) -> None:
-        """Record one event."""
-        match event:
-            case StepsCompleted():
-                self.losses.update(zip(range(event.first, event.first + len(event.losses)), event.losses, strict=True))
-            case ReadingsTaken():
-                self.readings[event.step] = event
-            case CurvatureTaken():
-                self.curvatures[event.step] = event
-            case Evaluated():
-                self.evaluated[event.step] = event
-            case RunStarted():
-                self.layers[0] = event.layers
-            case LayersChanged():
-                self.layers[event.structure] = event.layers
-            case RunEnded():
-                self.ended = event
-            case _:
-                pass
-
-    def metric(self, name: str, at: int | None) -> float | str | None:
-        """A metric's value; None if the run has no value for it."""
-        if name in NEEDS_READING:
-            return self._reading_metric(name, at)
-        if name in NEEDS_CURVATURE:
-            return self._curvature_metric(name, at)
-        ended = self.ended
-        if name == "loss":
-            return self.losses.get(at) if at is not None else ended.loss if ended else None
-        if name in ("loss_mean", "loss_ratio"):
-            end = at if at is not None else len(self.losses)
-            last = [self.losses[k] for k in range(max(0, end - 20), end) if k in self.losses]
-            mean = math.fsum(last) / len(last) if last else None
-            if name == "loss_mean" or mean is None:
-                return mean
-            return mean / self.losses[0] if self.losses.get(0) else None
-        if ended is None:
-            return None
-        if name == "position":
-            return ended.position[0] if ended.position else None
-        return {"accuracy": ended.accuracy, "status": ended.status, "steps": float(ended.step)}.get(name)
-
-    def _reading_metric(self, name: str, at: int | None) -> float | None:
-        step = at if at is not None else max(self.readings, default=None)
-        if step is None or step not in self.readings:
-            return None
-        reading = self.readings[step]
-        if name in ("global_grad_norm", "grad_norm_preclip"):
-            found: float | None = getattr(reading, name)
-            return found
-        if name == "update_ratio":
-            ratios = sorted(v for v in reading.values.get("update_ratio", []) if v is not None)
-            return ratios[len(ratios) // 2] if ratios else None
-        return first_to_last_grad(self.layers.get(reading.structure, ()), reading)
-
-    def _curvature_metric(self, name: str, at: int | None) -> float | None:
-        taken = self.curvatures.get(at if at is not None else max(self.curvatures, default=-1))
-        if taken is None:
-            return None
-        return {
-            "sharpness": taken.sharpness,
-            "lambda_min": taken.hessian.lambda_min,
-            "negative_fraction": taken.hessian.negative_fraction,
-            "stability_limit": None if taken.limit is None else taken.limit.lambda_max,
-            "edge": taken.edge,
-        }[name]
+def _when(claim: Claim) -> str:
+    if claim.at is None:
+        return "" if claim.metric in ("steps_to", "loss_max", "status", "steps") else " at the end"
+    return f" {'within' if claim.metric in ('steps_to', 'loss_max') else 'at'} step {claim.at:,}"
 
 
-def first_to_last_grad(layers: Sequence[Layer], reading: ReadingsTaken) -> float | None:
-    """grad_rms of the first block's weights divided by that of the last block. `layers` are the rows of the reading.
+def _changes(overrides: tuple[str, ...], given: tuple[str, ...]) -> str:
+    """What was changed in the scenario and during the run: `, with optimizer.lr=0.26, after lr=*10 at step 50`."""
+    turns = [f"{turn} at step {int(step):,}" for step, _, turn in (text.partition(":") for text in given)]
+    changed = f", with {' and '.join(overrides)}" if overrides else ""
+    return changed + (f", after {' and '.join(turns)}" if turns else "")
 
-    None if there are fewer than two blocks or the last value is 0.
+
+def _other(claim: Claim) -> str:
+    """How the run of the divisor differs: `without residual=on`, `with optimizer.lr=0.1`."""
+    other, words = claim.divided_by, []
+    assert other is not None
+    if other.overrides is not None:
+        words.append(_changes(other.overrides, ())[2:] or f"without {' and '.join(claim.overrides)}")
+    if other.given is not None:
+        turns = " and ".join(text.partition(":")[2] for text in claim.given)
+        words.append(_changes((), other.given)[2:] or f"without {turns}")
+    if other.at is not None:
+        words.append(f"at step {other.at:,}")
+    return " and ".join(words)
+
+
+def samples(claim: Claim, *, seed: int) -> list[Sample]:
+    """Everything that is measured to judge the claim. The steps of a ladder above the first failure are not needed."""
+    return [sample for side in _sides(claim) for sample in _samples(side, seed)]
+
+
+def judge(claim: Claim, measure: Measure, *, seed: int = 0) -> Verdict:
+    """Check a claim. `measure` returns the value of a sample: it makes the run, or knows it.
+
+    With `seeds`, the seeds seed * seeds, seed * seeds + 1, … are used. A missing or NaN value breaks the claim.
     """
-    rms = reading.values.get("grad_rms", [])
-    blocks = [layer.block for layer in layers if layer.block is not None]
-    if len(set(blocks)) < 2 or len(rms) != len(layers):
-        return None
-    first, last = (rms[_weight_of(layers, number)] for number in (min(blocks), max(blocks)))
-    return first / last if first is not None and last else None
+    values = [_value(side, measure, seed) for side in _sides(claim)]
+    found, numbers = values[0]
+    if len(values) == 2:
+        divisor, _ = values[1]
+        numbers = " ÷ ".join("none" if v is None else f"{v:.4g}" for v, _ in values if not isinstance(v, str))
+        found = found / divisor if isinstance(found, float) and isinstance(divisor, float) and divisor else None
+    if claim.seeds is None and claim.largest is None:
+        return Verdict(claim=claim, found=found, holds=holds(claim, found), numbers=numbers)
+    is_held = isinstance(found, float) and not math.isnan(found)
+    if isinstance(found, float) and is_held:
+        is_held = (claim.at_least is None or found >= claim.at_least) and (
+            claim.at_most is None or found <= claim.at_most
+        )
+    return Verdict(claim=claim, found=found, holds=is_held, numbers=numbers)
 
 
-def _weight_of(layers: Sequence[Layer], block: int) -> int:
-    """The index of the block's largest layer. This is its weight matrix, not its normalisation layer."""
-    return max((n for n, layer in enumerate(layers) if layer.block == block), key=lambda n: layers[n].params)
+def _sides(claim: Claim) -> Iterator[Claim]:
+    """The claim, and with `divided_by` the claim as it is for the divisor."""
+    yield claim
+    other = claim.divided_by
+    if other is not None:
+        yield msgspec.structs.replace(
+            claim,
+            at=claim.at if other.at is None else other.at,
+            given=claim.given if other.given is None else other.given,
+            overrides=claim.overrides if other.overrides is None else other.overrides,
+        )
 
 
-def judge(claim: Claim, transcript: Transcript) -> Verdict:
-    """Check a claim against a run. A missing or NaN value breaks the claim."""
-    found = transcript.metric(claim.metric, claim.at)
-    return Verdict(claim=claim, found=found, holds=holds(claim, found))
+def _samples(claim: Claim, seed: int) -> list[Sample]:
+    first = Sample(claim.metric, claim.at, claim.target, claim.overrides, claim.given, seed)
+    if claim.seeds is not None:
+        return [msgspec.structs.replace(first, seed=seed * claim.seeds + n) for n in range(claim.seeds)]
+    if claim.largest is not None:
+        rungs = [(*claim.overrides, f"{claim.largest}={value}") for value in claim.among]
+        return [msgspec.structs.replace(first, overrides=rung) for rung in rungs]
+    return [first]
 
 
-def holds(claim: Claim, found: float | str | None) -> bool:
-    """Whether the value fulfils the claim. A missing or NaN value does not."""
+def _value(claim: Claim, measure: Measure, seed: int) -> tuple[Found, str]:
+    """The number that the claim is about, without `divided_by`, and what it is made of."""
+    wanted = _samples(claim, seed)
+    if claim.seeds is not None:
+        count = sum(holds(claim, measure(sample)) for sample in wanted)
+        return count / claim.seeds, f"{count} of {claim.seeds}"
+    if claim.largest is not None:
+        found: Found = None
+        for sample, value in zip(wanted, claim.among, strict=True):
+            if not holds(claim, measure(sample)):
+                return found, f"not with {value:g}"
+            found = float(value)
+        return found, "no larger value was tried"
+    return measure(wanted[0]), ""
+
+
+def holds(claim: Claim, found: Found) -> bool:
+    """Whether the value fulfils the condition. A missing or NaN value does not."""
     if isinstance(found, str) or isinstance(claim.equals, str):
         return found == claim.equals
     if found is None or math.isnan(found):

@@ -96,7 +96,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "r",
         ("r",),
         "residual",
-        "switch residual connections on or off, in all blocks or the selected block",
+        "switch residual connections on or off (on as advised), in all blocks or the selected block",
         "toggle_residual",
         knob="residual",
         footer=FooterEntry(word="residual", short="res", rank=3),
@@ -231,6 +231,13 @@ KEYS: tuple[KeyBinding, ...] = (
         "switch the time axis between the whole run and the last steps (200 or more)",
         "toggle_recent",
     ),
+    KeyBinding(
+        "v",
+        ("v",),
+        "lines",
+        "show each line of a chart alone, then all again; a click on its legend hides one line",
+        "show_other_lines",
+    ),
     KeyBinding("tab", ("tab",), "focus", "focus the next panel", "focus_next_panel"),
     KeyBinding("z", ("z",), "zoom", "show the focused panel alone, or all panels again", "zoom"),
     KeyBinding(
@@ -241,7 +248,7 @@ KEYS: tuple[KeyBinding, ...] = (
             "show a view: overview, layers, events, chain rule, curvature, metrics, a script's output, task, lens",
             "show_view",
         ),
-        footer=FooterEntry(word="views", rank=7),
+        footer=FooterEntry(word="", rank=7),
     ),
     KeyBinding(
         "h",
@@ -249,7 +256,9 @@ KEYS: tuple[KeyBinding, ...] = (
         "story",
         "show the preset's story; pressed again, switch its prediction questions on or off",
         "show_story",
-        footer=FooterEntry(word="story", short="story", rank=8, scenario_only=True),
+    ),
+    KeyBinding(
+        "O", ("O",), "race", "race several optimizers from this run's start (ends this run; asks first)", "race"
     ),
     KeyBinding("R", ("R",), "restart", "start the same run again from step 0 (asks first)", "restart"),
     KeyBinding("p", ("p",), "gallery", "leave this run and choose another preset (asks first)", "gallery"),

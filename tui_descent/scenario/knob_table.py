@@ -81,12 +81,13 @@ _ROWS = (
         name="residual",
         title="residual connection",
         kind="choice",
-        values="off or on; `way`: auto, ramp (20 steps), gentle (200 steps), rotation (50 steps) or instant; "
+        values="off or on; `way`: auto, ramp (20 steps), gentle (200 steps), rotation (50 steps), instant or rezero; "
         "`scale` of the branch: 1/√depth by default",
         acts="on: y = x + scale·f(x) around every block; rotation ends at (x + f(x))/√2. auto chooses "
-        "ramp until the loss has halved; after that rotation, or gentle with more than 10 blocks",
+        "ramp until the loss has halved; after that rotation, or gentle with more than 10 blocks. rezero: at once, and "
+        "the scale is learnt, one number per block that starts at 0",
         choices=("off", "on"),
-        ways=("auto", "ramp", "gentle", "rotation", "instant"),
+        ways=("auto", "ramp", "gentle", "rotation", "instant", "rezero"),
         takes_scale=True,
         targets="block",
         needs="blocks",

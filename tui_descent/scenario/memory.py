@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from tui_descent.scenario.spec import (
@@ -56,6 +58,18 @@ def memory_needed(scenario: Scenario, *, undo_budget: int = 0) -> MemoryNeed:
         optimizer=optimizer,
         snapshots=snapshot if snapshot <= undo_budget else 0,
         activations=_activation_count(scenario) * item,
+    )
+
+
+def memory_needed_by(lanes: Sequence[Scenario]) -> MemoryNeed:
+    """A lower bound of the memory for a race. Its lanes make their steps by turns, so activations are needed once."""
+    needs = [memory_needed(lane) for lane in lanes]
+    return MemoryNeed(
+        weights=sum(need.weights for need in needs),
+        gradients=sum(need.gradients for need in needs),
+        optimizer=sum(need.optimizer for need in needs),
+        snapshots=0,
+        activations=max(need.activations for need in needs),
     )
 
 

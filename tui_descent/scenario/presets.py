@@ -12,8 +12,13 @@ from tui_descent.scenario.validate import Problem, nearest
 PACKAGE = Path(__file__).resolve().parent.parent
 # A teaching order: first what a gradient step is, then a run that works, then what can go wrong.
 ORDER = (
-    "first-descent", "healthy", "vanishing", "exploding", "dead-relu", "plateau", "saddle", "too-hot",
-    "edge-of-stability", "transformer",
+    "first-descent", "healthy", "rate-too-small", "rate-at-the-limit", "narrow-valley", "cross-entropy",
+    "vanishing", "chain-rule", "exploding", "careful-init", "layer-norm", "hundred-layers", "rezero-1000",
+    "activations", "dead-relu", "born-dead", "break-it",
+    "plateau", "saddle", "monkey-saddle", "saddles-not-minima", "saddle-to-saddle",
+    "too-hot", "too-cold", "warmup", "edge-of-stability", "adam-edge", "catapult",
+    "transformer", "transformer-deep", "post-ln", "rare-classes", "grokking",
+    "spirals", "digits", "own-text", "own-images", "own-points",
 )  # fmt: skip
 
 START = "vanishing"  # the best first minute

@@ -13,7 +13,7 @@ Init = Literal["he", "xavier", "lecun", "orthogonal", "normal"]
 Optimizer = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "muon"]
 Schedule = Literal["constant", "step", "cosine", "warmup_cosine", "one_cycle", "wsd", "plateau"]
 Toy = Literal["moons", "circles", "xor", "spirals"]
-Surface = Literal["fragment", "valley", "saddle", "monkey_saddle", "rosenbrock"]
+Surface = Literal["fragment", "bowl", "valley", "saddle", "monkey_saddle", "rosenbrock", "beale", "himmelblau"]
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -94,9 +94,13 @@ class NormSpec(Spec, frozen=True, kw_only=True):
 
 
 class ResidualSpec(Spec, frozen=True, kw_only=True):
-    """A skip connection around every block: x + scale·f(x). The default scale is 1/√depth."""
+    """A skip connection around every block: x + scale·f(x). The default scale is 1/√depth.
+
+    With the way `rezero`, the scale is learnt: one number per block, which starts at 0.
+    """
 
     name: Switch = "off"
+    way: Literal["fixed", "rezero"] = "fixed"
     scale: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
 
 
@@ -139,9 +143,14 @@ class TransformerModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="t
 
 
 class SurfaceModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="surface"):
-    """A loss that is a function of one or two parameters, starting at `start`."""
+    """A loss that is a function of one or two parameters, starting at `start`.
 
-    function: Surface = "fragment"
+    It is one of ours, `function`, or a `formula` of x and y, as in "x^2 - y^2" (`scenario/formula.py`). Without either
+    it is the fragment. A start with one number makes it a function of x alone.
+    """
+
+    function: Surface | None = None
+    formula: str | None = None
     start: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=2)] = (1.0,)
 
 
@@ -216,16 +225,46 @@ class RunSpec(Spec, frozen=True, kw_only=True):
     evaluate_every: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 50
 
 
-class Claim(Spec, frozen=True, kw_only=True):
-    """A promise about a metric, at step `at` or at the end of a run with the interventions `given`."""
+Step = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+Overrides = Annotated[tuple[str, ...], msgspec.Meta(max_length=100)]
+Interventions = Annotated[tuple[str, ...], msgspec.Meta(max_length=1000)]
+
+
+class Divisor(Spec, frozen=True, kw_only=True, rename={"overrides": "with"}):
+    """The run whose value divides that of a claim. What is left out is as in the claim itself."""
+
+    at: Step | None = None
+    given: Interventions | None = None
+    overrides: Overrides | None = None
+
+
+class Claim(Spec, frozen=True, kw_only=True, rename={"overrides": "with"}):
+    """A promise about a metric, at step `at` or at the end of a run with the interventions `given`.
+
+    `with` changes the scenario, as `--set` does: `with = ["optimizer.lr=0.26"]`. `target` is the loss of `steps_to`.
+    The condition is `below`, `above`, or `equals` and `within`. It is about the metric or, with `divided_by`, the
+    metric divided by that of another run.
+
+    Two claims need more runs, and have bounds `at_least` and `at_most` on what is counted. With `seeds`: the share of
+    the seeds for which the condition holds. With `largest`, the place of a number in the scenario: the largest value
+    of `among`, tried in ascending order up to the first for which the condition does not hold.
+    """
 
     metric: str
-    at: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] | None = None
+    at: Step | None = None
+    target: float | None = None
     below: float | None = None
     above: float | None = None
     equals: float | str | None = None
     within: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    given: Annotated[tuple[str, ...], msgspec.Meta(max_length=1000)] = ()
+    given: Interventions = ()
+    overrides: Overrides = ()
+    divided_by: Divisor | None = None
+    seeds: Annotated[int, msgspec.Meta(ge=2, le=1000)] | None = None
+    largest: str | None = None
+    among: Annotated[tuple[int | float, ...], msgspec.Meta(max_length=100)] = ()
+    at_least: float | None = None
+    at_most: float | None = None
 
 
 UNDO = "undo"  # a remedy that is not a knob
@@ -237,38 +276,67 @@ class PlannedIntervention(Spec, frozen=True, kw_only=True):
     Without `turn` it is only a caption. If `demo`, it is played by `--demo` alone; the story's hints follow it.
     """
 
-    at: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+    at: Step
     turn: str = ""
     say: Annotated[str, msgspec.Meta(max_length=300)] = ""
     demo: bool = False
+
+
+MAX_LANES = 8
+
+
+class RaceSpec(Spec, frozen=True, kw_only=True):
+    """A race of optimizers (`scenario/race.py`): `NAME` or `NAME:RATE` of each, and the loss to reach.
+
+    Without a `target` it is half of the first loss.
+    """
+
+    optimizers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_LANES)] = (
+        "sgd",
+        "momentum",
+        "rmsprop",
+        "adam",
+    )
+    target: float | None = None
 
 
 class Scenario(Spec, frozen=True, kw_only=True):
     """Everything that defines a run, including the seed.
 
     `remedy` lists what helps if something is wrong, the best first: interventions such as `residual=on`, or `undo`. The
-    diagnosis advises these remedies until something is changed.
+    diagnosis advises these remedies until something is changed. `cause_off` removes the cause of what the preset shows,
+    by overrides as in a claim's `with`: with them, at least one claim fails. `sources` are author and year.
     """
 
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     theme: str = ""
     story: str = ""
     remedy: Annotated[tuple[str, ...], msgspec.Meta(max_length=100)] = ()
+    cause_off: Overrides = ()
     claim: Annotated[tuple[Claim, ...], msgspec.Meta(max_length=1000)] = ()
+    sources: Annotated[tuple[str, ...], msgspec.Meta(max_length=100)] = ()
     data: Data | None = None
     model: Model
     loss: LossSpec | None = None
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     run: RunSpec = RunSpec()
+    race: RaceSpec = RaceSpec()
     plan: Annotated[tuple[PlannedIntervention, ...], msgspec.Meta(max_length=1000)] = ()
+
+
+def surface_name(model: SurfaceModel) -> str:
+    """The name of the surface's function, or the beginning of its formula."""
+    if model.formula is None:
+        return model.function or "fragment"
+    return model.formula if len(model.formula) <= 40 else model.formula[:39] + "…"
 
 
 def about(scenario: Scenario) -> str:
     """Data and network in one phrase, for the status line."""
     model = scenario.model
     if isinstance(model, SurfaceModel):
-        return f"surface {model.function}"
+        return f"surface {surface_name(model)}"
     data = type(scenario.data).__struct_config__.tag if scenario.data is not None else ""
     if isinstance(model, TransformerModel):
         return f"{data} · transformer {model.width}×{model.depth}, {model.heads} heads, context {model.context}"

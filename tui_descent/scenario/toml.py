@@ -9,14 +9,23 @@ from typing import Any
 
 import msgspec
 
-from tui_descent.scenario import knobs, schedules
-from tui_descent.scenario.claims import METRICS
-from tui_descent.scenario.spec import UNDO, ConvModel, DigitsData, Scenario, SurfaceModel, TextData, TransformerModel
+from tui_descent.scenario import formula, knobs, schedules
+from tui_descent.scenario.claim_problems import claim_problems
+from tui_descent.scenario.race import lanes_of
+from tui_descent.scenario.spec import (
+    UNDO,
+    ConvModel,
+    DigitsData,
+    Scenario,
+    SurfaceModel,
+    TextData,
+    TransformerModel,
+    surface_name,
+)
 from tui_descent.scenario.toml_limits import excess
-from tui_descent.scenario.validate import MAX_SHOWN, Problem, convert, escape_controls, nearest, shorten
+from tui_descent.scenario.validate import MAX_SHOWN, Problem, convert, escape_controls, shorten
 
 MAX_BYTES = 1_000_000
-SURFACE_PARAMETERS = {"fragment": 1, "valley": 2, "saddle": 2, "monkey_saddle": 2, "rosenbrock": 2}
 
 
 class ScenarioError(ValueError):
@@ -67,6 +76,12 @@ def from_table(
         raise ScenarioError(source, problems)
     assert isinstance(scenario, Scenario)
     return scenario
+
+
+def variant(scenario: Scenario, overrides: Iterable[str]) -> Scenario:
+    """The scenario with some overrides, without its claims. Raises `ScenarioError`."""
+    table = to_table(scenario) | {"claim": [], "cause_off": []}
+    return from_table(table, source=scenario.title, overrides=overrides)
 
 
 def to_table(scenario: Scenario) -> dict[str, Any]:
@@ -161,14 +176,22 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
             found.append(
                 Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; a test surface has no blocks")
             )
+    try:
+        lanes_of(s.optimizer, s.race.optimizers)
+    except ValueError as error:
+        found.append(Problem("race.optimizers", str(error)))
     for n, remedy in enumerate(s.remedy):
         found += _remedy_problems(s, n, remedy)
-    for n, claim in enumerate(s.claim):
-        found += _claim_problems(s, n, whole=whole)
-        if claim.metric not in METRICS:
-            text = f'found "{shorten(claim.metric, 60)}"; allowed: {", ".join(METRICS)}{nearest(claim.metric, METRICS)}'
-            found.append(Problem(f"claim[{n}].metric", text))
+    found += claim_problems(s, lambda overrides: _variant_problems(s, overrides), whole=whole)
     return found
+
+
+def _variant_problems(s: Scenario, overrides: tuple[str, ...]) -> list[Problem]:
+    try:
+        variant(s, overrides)
+    except ScenarioError as error:
+        return [*error.problems]
+    return []
 
 
 def _remedy_problems(s: Scenario, n: int, text: str) -> list[Problem]:
@@ -186,6 +209,10 @@ def _remedy_problems(s: Scenario, n: int, text: str) -> list[Problem]:
 def _family_problems(s: Scenario) -> list[Problem]:
     """Problems that depend on the type of the network: its data and its own fields."""
     found: list[Problem] = []
+    residual = None if isinstance(s.model, SurfaceModel) else s.model.residual
+    if residual is not None and residual.way == "rezero" and residual.scale is not None:
+        text = f"found {residual.scale:g}; with rezero the scale is learnt and starts at 0; remove it"
+        found.append(Problem("model.residual.scale", text))
     data = "" if s.data is None else type(s.data).__struct_config__.tag
     if isinstance(s.model, ConvModel):
         if s.data is not None and not isinstance(s.data, DigitsData):
@@ -211,23 +238,22 @@ def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:
         found.append(Problem("loss", "a test surface is itself the loss; remove the table"))
     if s.optimizer.name == "muon":
         found.append(Problem("optimizer.name", "muon needs weight matrices; a test surface has no matrices"))
-    want = SURFACE_PARAMETERS[model.function]
+    if model.formula is not None:
+        return found + _formula_problems(model, model.formula)
+    want = 1 if model.function in (None, "fragment") else 2
     if len(model.start) != want:
-        text = f"found {len(model.start)} values; allowed: {want} for {model.function}"
+        text = f"found {len(model.start)} values; allowed: {want} for {surface_name(model)}"
         found.append(Problem("model.start", text))
     return found
 
 
-def _claim_problems(s: Scenario, n: int, *, whole: bool) -> list[Problem]:
-    claim, place = s.claim[n], f"claim[{n}]"
-    found = []
-    if claim.below is None and claim.above is None and claim.equals is None:
-        found.append(Problem(place, "has no condition; add below, above or equals"))
-    if whole and claim.at is not None and claim.at > s.run.steps:
-        found.append(Problem(f"{place}.at", f"found {claim.at}; allowed: at most run.steps = {s.run.steps}"))
-    for k, text in enumerate(claim.given):
-        try:
-            knobs.parse_at(text)
-        except ValueError as error:
-            found.append(Problem(f"{place}.given[{k}]", str(error)))
-    return found
+def _formula_problems(model: SurfaceModel, text: str) -> list[Problem]:
+    if model.function is not None:
+        return [Problem("model.formula", f'found function = "{model.function}", too; allowed: one of the two')]
+    try:
+        program = formula.parse(text)
+    except formula.FormulaError as error:
+        return [Problem("model.formula", str(error))]
+    if formula.uses_y(program) and len(model.start) == 1:
+        return [Problem("model.start", "found 1 value; allowed: 2, because the formula depends on y")]
+    return []

@@ -11,10 +11,11 @@ from typing import Literal
 import msgspec
 
 from tui_descent.protocol.events import CurvatureTaken, KnobTurned, RunEnded
-from tui_descent.scenario.claims import NEEDS_CURVATURE, NEEDS_READING, claim_sentence, holds
+from tui_descent.scenario.claims import claim_sentence, holds
 from tui_descent.scenario.key_words import how_to_press
 from tui_descent.scenario.knob_table import NEUTRAL_KNOBS
 from tui_descent.scenario.knobs import parse, parse_at
+from tui_descent.scenario.metrics import NEEDS_CURVATURE, NEEDS_READING
 from tui_descent.scenario.presets import names
 from tui_descent.scenario.spec import UNDO, Claim, Scenario
 from tui_descent.telemetry.history import History
@@ -131,7 +132,7 @@ def _happened(history: History) -> Iterator[str]:
         yield f"The loss went from {first[0][1][2]:.3g} to {last:.3g} in {history.steps:,} steps."
     elif history.steps:
         yield f"After {history.steps:,} steps the loss is not finite."
-    if (accuracy := _accuracy(history)) is not None:
+    if (accuracy := _accuracy(None, history)) is not None:
         yield f"On held-out data {accuracy:.1%} are right."
     for turned in [turned for turned in _in_force(history) if turned.knob not in NEUTRAL_KNOBS][-5:]:
         text = f"Step {turned.step:,}: {turned.knob} {turned.old} → {turned.new}"
@@ -168,6 +169,10 @@ def _to_try_again(scenario: Scenario, history: History) -> Iterator[str]:
 def _judged(claim: Claim, scenario: Scenario, history: History, name: str) -> ClaimResult:
     given = [parse_at(text) for text in claim.given]
     words = claim_sentence(claim)
+    if claim.divided_by is not None or claim.seeds is not None or claim.largest is not None:
+        return ClaimResult(words, "needs several runs: presets --verify", "not tested")
+    if claim.overrides:
+        return ClaimResult(words, "needs another scenario: presets --verify", "not tested")
     made = [turned for turned in _in_force(history) if turned.knob not in NEUTRAL_KNOBS]
     shift = 0
     if given:
@@ -185,7 +190,8 @@ def _judged(claim: Claim, scenario: Scenario, history: History, name: str) -> Cl
     step = None if claim.at is None else claim.at + shift
     if step is not None and step > history.steps:
         return ClaimResult(words, f"the run ended before step {step:,}", "not tested")
-    value, read_at = _value(claim.metric, step, history)
+    since = made[-1].step if given else 0
+    value, read_at = _value(claim, step, since, history)
     if value is None:
         why = "not measured in this run"
         if claim.metric in NEEDS_CURVATURE:
@@ -199,9 +205,11 @@ def _judged(claim: Claim, scenario: Scenario, history: History, name: str) -> Cl
     return ClaimResult(words, f"{shown}{where}", "held" if holds(claim, value) else "not held")
 
 
-def _value(metric: str, step: int | None, history: History) -> tuple[float | str | None, int | None]:
+def _value(claim: Claim, step: int | None, since: int, history: History) -> tuple[float | str | None, int | None]:
     """The metric at a step as the history knows it, and the step at which it was measured."""
-    end = history.end
+    end, metric = history.end, claim.metric
+    if metric in ("loss_max", "steps_to"):
+        return _over_losses(claim, step, since, history), step
     if metric in ("loss", "loss_mean", "loss_ratio"):
         return _loss(metric, step, history), step
     if metric in NEEDS_CURVATURE:
@@ -211,7 +219,7 @@ def _value(metric: str, step: int | None, history: History) -> tuple[float | str
     if metric == "steps":
         return float(history.steps), None
     if metric == "accuracy":
-        return _accuracy(history), None
+        return _accuracy(step, history), None
     if end is None:
         return None, None
     if metric == "position":
@@ -220,11 +228,12 @@ def _value(metric: str, step: int | None, history: History) -> tuple[float | str
     return (status if metric == "status" else None), None
 
 
-def _accuracy(history: History) -> float | None:
-    """The held-out accuracy at the end of the run; before that, the newest one."""
-    if history.end is not None and history.end.accuracy is not None:
+def _accuracy(step: int | None, history: History) -> float | None:
+    """The newest held-out accuracy up to a step. Without a step: that of the run's end, if it has ended."""
+    if step is None and history.end is not None and history.end.accuracy is not None:
         return history.end.accuracy
-    return next((found.accuracy for found in reversed(history.evaluations)), None)
+    known = reversed(history.evaluations)
+    return next((found.accuracy for found in known if step is None or found.step <= step), None)
 
 
 def _loss(metric: str, step: int | None, history: History) -> float | None:
@@ -243,6 +252,20 @@ def _loss(metric: str, step: int | None, history: History) -> float | None:
         return mean
     first = pyramid.window(1, 0, 0)
     return mean / first[0][1][2] if first and first[0][1][2] else None
+
+
+def _over_losses(claim: Claim, step: int | None, since: int, history: History) -> float | None:
+    """The largest loss before a step, or the number of steps to a loss; None if old losses are no longer kept."""
+    pyramid = history.losses.get(history.segment)
+    first, end = (since if claim.metric == "steps_to" else 0), (history.steps if step is None else step)
+    bins = pyramid.window(1, first, end - 1) if pyramid is not None else []
+    if len(bins) < end - first or not bins:
+        return None
+    if claim.metric == "loss_max":
+        return max(values[1] for _, values in bins)
+    assert claim.target is not None
+    reached = (k for k, values in bins if values[2] < claim.target)
+    return float(next(reached, math.inf) - first)
 
 
 def _curvature(metric: str, step: int | None, history: History) -> tuple[float | None, int | None]:

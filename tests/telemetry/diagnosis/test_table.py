@@ -38,6 +38,8 @@ NUMBERS: dict[str, float | str] = {
     "kept": 0.123,
     "edge": 1.0,
     "update": 1.23e-7,
+    "momentum": 0.9995,
+    "memory": 2000.0,
     "arrives": 1.0,
     "largest": "374%",
     "trend": "down 12% in 1,234 steps, now 1.23e+03",
@@ -54,6 +56,7 @@ LONGEST = {
     "diverging": Advice("undo", "1", "u"),
     "rate too large": Advice("lr", "/10", "["),
     "rate too small": Advice("lr", "*1000", "]"),
+    "large momentum": Advice("momentum", "0.9", "o"),
 }
 # Evidence that changes the sentence, and whether it comes with advice.
 VARIANTS: dict[str, tuple[dict[str, float | str], bool]] = {

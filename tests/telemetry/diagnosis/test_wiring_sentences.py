@@ -69,6 +69,10 @@ case(
     "Gradients arrive, but updates change nothing: lr 1e-12 in bfloat16.",
     "no update", rate=1e-12, dtype="bfloat16", gradient=0.3,
 )  # fmt: skip
+case(
+    "The rate fell from 0.00025 to 4.7e-13: updates change nothing.",
+    "no update", rate=4.7e-13, dtype="float32", gradient=0.3, fell_from=2.5e-4,
+)  # fmt: skip
 case("Each update of layer 0 is taken back before the next one.", "no update", "0", left=0.001)
 case("Gradients add up over the steps: is zero_grad() called?", "gradients not cleared", "4", updates=3.0)
 case(
@@ -88,6 +92,16 @@ case(
 )  # fmt: skip
 case("Layer 1, a batch norm, gets a batch of one sample.", "batch norm of one sample", "1", norms=1.0)
 case("The inputs of conv1 have an rms of 147: normalise them.", "input scale", "conv1", rms=146.66)
+case(
+    "Outputs (64, 1) and targets (64) are broadcast: reshape one.",
+    "all pairs", samples=64.0, loss="mse", outputs="(64, 1)", targets="(64)",
+)  # fmt: skip
+case("The targets have an rms of about 2.4e+05: normalise them.", "target scale", rms=243981.6, outputs=0.7)
+case("The targets have an rms below 0.01: normalise them?", "target scale", rms=1e-3, outputs=1e-3, question=1.0)
+case("enc trains in eval mode: call train() after validation.", "eval mode", "enc", dropouts=0.0, norms=5.0)
+case("The net trains in eval mode: call train() after validation.", "eval mode", dropouts=2.0, norms=0.0)
+case("The net trains in eval mode. Is that meant?", "eval mode", dropouts=0.0, norms=5.0, question=1.0)
+case("Gradients are cut to 2e-04 of their size: clip limit too low?", "gradients cut", left=0.000155)
 case("The net's output is the same for all 16 samples.", "constant output", std=0.0, rms=0.1, samples=16.0)
 case(
     "14 of 14 layers are frozen, biases train.",
@@ -132,6 +146,16 @@ ADVICE: dict[str, tuple[bool, WiringFound, tuple[Advice, ...]]] = {
         (Advice("schedule", "constant", "s"),),
     ),
     "a rate of 0 in one group": (False, next(e for e, _ in CASES if e.fault == "rate zero" and e.layer), ()),
+    "a schedule that made the rate tiny, in a user's loop": (
+        True,
+        next(e for e, _ in CASES if "fell_from" in e.evidence),
+        (),
+    ),
+    "a schedule that made the rate tiny, in a scenario run": (
+        False,
+        next(e for e, _ in CASES if "fell_from" in e.evidence),
+        (Advice("schedule", "constant", "s"),),
+    ),
     "updates rounded away": (
         True,
         next(e for e, _ in CASES if "rate" in e.evidence),
@@ -153,4 +177,4 @@ def test_no_advice_where_only_the_script_can_help(event: WiringFound, text: str)
     if event.evidence.get("in_optimizer"):
         assert advised == {"freeze"}
     else:
-        assert advised == ({"lr"} if "rate" in event.evidence else set())
+        assert advised == ({"lr"} if "rate" in event.evidence and "fell_from" not in event.evidence else set())

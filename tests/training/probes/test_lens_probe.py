@@ -10,15 +10,16 @@ import pytest
 import torch
 from factories import started
 from fake_keeper import FakeKeeper
-from nets import copy_of, digit_batches, loss_of, same, same_state, state_of
+from nets import copy_of, digit_batches, loss_of, same
+from probed_runs import assert_same_run, made, outcome, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tui_descent.instruments.net_structure import ACTIVATIONS
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import TurnKnob, WatchLens
 from tui_descent.protocol.events import CommandRejected, LensTaken
 from tui_descent.protocol.lens import BINS, ActivationPart
-from tui_descent.scenario import presets
 from tui_descent.training.probes.lens_probe import (
     NO_ACTIVATION,
     NO_MODULES,
@@ -29,7 +30,7 @@ from tui_descent.training.probes.lens_probe import (
     parts_of,
     some_values,
 )
-from tui_descent.training.setup.build import Setup, build
+from tui_descent.training.setup.build import Setup
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.steering.surgery.activation import Blend
 from tui_descent.training.watch.watch import Watch
@@ -41,11 +42,6 @@ NETS = {
 }
 
 
-def made(name: str, *overrides: str) -> Setup:
-    _, scenario = presets.find(name, overrides=list(overrides))
-    return build(scenario, on=torch.device("cpu"))
-
-
 def eager() -> Sampler:
     """Every step is due."""
     sampler = Sampler(every=1)
@@ -53,7 +49,7 @@ def eager() -> Sampler:
     return sampler
 
 
-def trained(setup: Setup, keeper: FakeKeeper | None, *layers: str, steps: int = 6) -> list[float]:
+def watched(setup: Setup, keeper: FakeKeeper | None, *layers: str) -> Watch:
     run = Watch(
         setup.model,
         setup.optimizer,
@@ -66,31 +62,13 @@ def trained(setup: Setup, keeper: FakeKeeper | None, *layers: str, steps: int = 
     )
     for client, layer in enumerate(layers):
         run._lens.set_watching(client, on=True, layer=layer)
-    losses = []
-    with run:
-        run.begin_step()
-        for _ in range(steps):
-            loss = setup.loss()
-            run.loss(loss)
-            setup.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            setup.optimizer.step()
-            losses.append(loss.item())
-            run.step(loss)
-    return losses
+    return run
 
 
 @pytest.mark.parametrize("kind", NETS)
 def test_counting_does_not_change_the_run(kind: str, keeper: FakeKeeper) -> None:
     plain, counting = made(*NETS[kind]), made(*NETS[kind])
-    torch.manual_seed(1)
-    losses = trained(plain, None)
-    after = torch.get_rng_state()
-    torch.manual_seed(1)
-    assert trained(counting, keeper, "") == losses
-    assert torch.equal(torch.get_rng_state(), after)
-    assert same(copy_of(counting.model), copy_of(plain.model))
-    assert same_state(state_of(counting.optimizer), state_of(plain.optimizer))
+    assert_same_run(outcome(watched(plain, None), plain, 6), outcome(watched(counting, keeper, ""), counting, 6))
     events = keeper.events(LensTaken)
     assert [event.step for event in events] == list(range(7)), "before every update"
     assert all(event.histogram is not None and not event.in_training for event in events)
@@ -98,28 +76,32 @@ def test_counting_does_not_change_the_run(kind: str, keeper: FakeKeeper) -> None
     assert [part.name for part in events[-1].parts][1] == "tanh"
 
 
-def test_the_counts_are_those_of_the_probe_batch(keeper: FakeKeeper) -> None:
-    setup = made("healthy")
-    twin = made("healthy")
+@pytest.mark.parametrize("kind", NETS)
+def test_the_counts_are_those_of_the_first_training_samples(kind: str, keeper: FakeKeeper) -> None:
+    setup, twin = made(*NETS[kind]), made(*NETS[kind])
     seen: list[Tensor] = []
-    activation = next(m for m in twin.model.modules() if isinstance(m, nn.ReLU))
-    activation.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().double().flatten()))
-    twin.probe()
-    trained(setup, keeper, "", steps=1)
+    activation = next(m for m in twin.model.modules() if isinstance(m, ACTIVATIONS))
+    activation.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().double()))
+    assert twin.batches is not None
+    x, _ = twin.batches.first(256 if kind != "transformer" else 32)  # 32 texts of 8 symbols
+    twin.model.eval()(x)
+    train(watched(setup, keeper, ""), setup, 1)
     histogram = keeper.events(LensTaken)[0].histogram
     assert histogram is not None
     z, limit = seen[0], histogram.limit
+    counts = some_values(z)
     edges = torch.linspace(-limit, limit, BINS + 1, dtype=torch.float64)
-    inside = [int(((low <= z) & (z < high)).sum()) for low, high in pairwise(edges)]
+    inside = [int(((low <= counts) & (counts < high)).sum()) for low, high in pairwise(edges)]
     assert list(array("I", histogram.counts)) == inside
-    assert (histogram.below, histogram.above) == (int((z < -limit).sum()), int((z >= limit).sum()))
-    assert histogram.values == z.numel() == sum(inside) + histogram.below + histogram.above
+    assert (histogram.below, histogram.above) == (int((counts < -limit).sum()), int((counts >= limit).sum()))
+    assert histogram.values == z.numel()
+    assert len(counts) == sum(inside) + histogram.below + histogram.above
 
 
 def test_each_client_gets_its_own_layer_until_it_leaves(keeper: FakeKeeper) -> None:
     setup = made("healthy")
     layers = [name for name, module in setup.model.named_modules() if isinstance(module, nn.Linear)]
-    trained(setup, keeper, layers[1], layers[2], layers[-1], "gone", steps=1)
+    train(watched(setup, keeper, layers[1], layers[2], layers[-1], "gone"), setup, 1)
     first = {event.asked: event for event in keeper.events(LensTaken) if event.step == 0}
     assert first[layers[1]].layer == layers[1]
     assert first[layers[2]].layer == layers[2]
@@ -130,7 +112,7 @@ def test_each_client_gets_its_own_layer_until_it_leaves(keeper: FakeKeeper) -> N
 def test_a_norm_layer_stands_for_its_block(keeper: FakeKeeper) -> None:
     setup = made("healthy", "model.norm=layer")
     norm = next(name for name, module in setup.model.named_modules() if isinstance(module, nn.LayerNorm))
-    trained(setup, keeper, norm, steps=1)
+    train(watched(setup, keeper, norm), setup, 1)
     event = keeper.events(LensTaken)[0]
     assert event.histogram is not None
     assert event.layer.rpartition(".")[0] == norm.rpartition(".")[0]
@@ -187,9 +169,9 @@ def test_a_user_loop_counts_its_training_passes(
     plain = build_net()
     losses = user_loop(plain, None, watching=False)
     torch.manual_seed(3)
-    watched = build_net()
-    assert user_loop(watched, keeper, watching=True) == losses
-    assert same(copy_of(watched), copy_of(plain))
+    counted_net = build_net()
+    assert user_loop(counted_net, keeper, watching=True) == losses
+    assert same(copy_of(counted_net), copy_of(plain))
     events = keeper.events(LensTaken)
     assert len(events) >= 3
     assert all(event.in_training and event.histogram is not None for event in events)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from fake_keeper import FakeKeeper
-from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
+from nets import digit_batches, loss_of, mlp
+from probed_runs import assert_same_run, made, outcome, train
 
 from tui_descent.dashboard.pictures.draw import Drawings, grid
 from tui_descent.instruments.sampler import Sampler
@@ -15,7 +16,7 @@ from tui_descent.protocol.events import CommandDone, CommandRejected, Noted, Tas
 from tui_descent.scenario import presets
 from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.progress import Progress
-from tui_descent.training.setup.build import Setup, build
+from tui_descent.training.setup.build import Setup
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.task_pictures.painters import painter_of
 from tui_descent.training.watch.watch import Watch
@@ -30,11 +31,6 @@ CASES = {
 }
 
 
-def made(name: str, *overrides: str) -> Setup:
-    _, scenario = presets.find(name, overrides=list(overrides))
-    return build(scenario, on=torch.device("cpu"))
-
-
 def probe_of(setup: Setup, sampler: Sampler) -> TaskProbe:
     return TaskProbe(setup.model, lambda: painter_of(setup), sampler)
 
@@ -45,12 +41,12 @@ def eager(sampler: Sampler) -> Sampler:
     return sampler
 
 
-def trained(setup: Setup, keeper: FakeKeeper | None, *, watch: bool, steps: int = 9) -> list[float]:
+def watched(setup: Setup, keeper: FakeKeeper | None, *, watch: bool) -> Watch:
     sampler = eager(Sampler(every=1))
     task = probe_of(setup, sampler)
     if watch:
         task.set_watching(1, on=True, columns=20, rows=10)
-    run = Watch(
+    return Watch(
         setup.model,
         setup.optimizer,
         link=keeper.link if keeper else None,
@@ -60,34 +56,13 @@ def trained(setup: Setup, keeper: FakeKeeper | None, *, watch: bool, steps: int 
         replay=setup,
         task=task,
     )
-    losses = []
-    with run:
-        run.begin_step()
-        for _ in range(steps):
-            if setup.path is not None:
-                setup.path.add(run.next_step)
-            loss = setup.loss()
-            run.loss(loss)
-            setup.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            setup.optimizer.step()
-            losses.append(loss.item())
-            run.step(loss)
-    return losses
 
 
 @pytest.mark.parametrize("kind", CASES)
 def test_pictures_do_not_change_the_run(kind: str, keeper: FakeKeeper) -> None:
     plain, pictured = made(*CASES[kind]), made(*CASES[kind])
-    torch.manual_seed(1)
-    losses = trained(plain, None, watch=False)
-    after = torch.get_rng_state()
-    torch.manual_seed(1)
-    assert trained(pictured, keeper, watch=True) == losses
-    assert torch.equal(torch.get_rng_state(), after)
-    assert same(copy_of(pictured.model), copy_of(plain.model))
-    assert same_state(state_of(pictured.optimizer), state_of(plain.optimizer))
-    assert pictured.model.training == plain.model.training
+    without = outcome(watched(plain, None, watch=False), plain, 9)
+    assert_same_run(without, outcome(watched(pictured, keeper, watch=True), pictured, 9))
     assert [event.step for event in keeper.events(TaskTaken)] == list(range(10)), "before every update"
 
 
@@ -101,7 +76,8 @@ def test_every_preset_has_a_picture_that_can_be_drawn(name: str) -> None:
 
 
 def test_nothing_is_pictured_until_asked(keeper: FakeKeeper) -> None:
-    trained(made("saddle"), keeper, watch=False)
+    setup = made("saddle")
+    train(watched(setup, keeper, watch=False), setup, 9)
     assert keeper.events(TaskTaken) == []
 
 

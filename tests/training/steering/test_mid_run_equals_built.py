@@ -38,6 +38,22 @@ CASES: dict[str, tuple[dict[str, Any], Turns, dict[str, Any]]] = {
         ((2, "residual=on,way=rotation"), (9, "residual=on,way=ramp")),
         {"residual": "on"},
     ),
+    "rezero": ({}, ((2, "residual=on,way=rezero"),), {"residual": {"name": "on", "way": "rezero"}}),
+    "rezero within a ramp": (
+        {},
+        ((2, "residual=on,way=ramp"), (9, "residual=on,way=rezero")),
+        {"residual": {"name": "on", "way": "rezero"}},
+    ),
+    "rezero closed": (
+        {"residual": {"name": "on", "way": "rezero"}},
+        ((2, "residual=off,way=ramp"),),
+        {"residual": "off"},
+    ),
+    "rezero, then a fixed branch": (
+        {},
+        ((2, "residual=on,way=rezero"), (9, "residual=on,way=ramp")),
+        {"residual": "on"},
+    ),
     "all at once": (
         {},
         (

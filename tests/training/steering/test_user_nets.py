@@ -338,6 +338,15 @@ def convolutional() -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (6, 1)), *blocks, nn.Flatten(), nn.Linear(6, 1))
 
 
+def test_rezero_is_refused_because_it_would_add_parameters(keeper_with_undo: FakeKeeper) -> None:
+    net, x = sequential(), torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    steered(net, x, {2: "residual=on,way=rezero"}, keeper_with_undo)
+    (rejected,) = keeper_with_undo.events(CommandRejected)
+    assert rejected.reason == "rezero adds parameters, which only built-in nets can have: choose another way"
+    assert len(rejected.reason) <= COLUMNS
+    assert not any("alpha" in name for name, _ in net.named_parameters())
+
+
 LOADER = """
 import sys
 sys.modules["tui_descent"] = None

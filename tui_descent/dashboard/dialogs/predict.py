@@ -8,6 +8,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.dialogs.fields import ClickList
 from tui_descent.dashboard.prediction import GUESSES, Guess
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.telemetry.story import EFFECT_STEPS
@@ -15,6 +16,8 @@ from tui_descent.telemetry.story import EFFECT_STEPS
 
 class PredictDialog(Dialog[Guess]):
     """Answers with the guess. `change` is the change, as in `residual=on`."""
+
+    hints = "↑ ↓ choose · enter answers · escape makes no change"
 
     def __init__(self, change: str) -> None:
         super().__init__()
@@ -24,9 +27,8 @@ class PredictDialog(Dialog[Guess]):
         """The question and the possible answers."""
         with Vertical(classes="dialog") as box:
             box.border_title = "Predict, then see"
-            box.border_subtitle = "enter answers · escape makes no change"
             yield Static(f"{safe(self._change, 60)}: what will the loss do within {EFFECT_STEPS} steps?", markup=False)
-            yield OptionList(*(Option(f"it {guess}", id=guess) for guess in GUESSES))
+            yield ClickList(*(Option(f"it {guess}", id=guess) for guess in GUESSES))
             yield Static("h switches these questions off", classes="dim acts", markup=False)
 
     def on_mount(self) -> None:

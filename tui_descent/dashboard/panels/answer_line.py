@@ -16,6 +16,7 @@ from tui_descent.protocol.commands import (
     CancelRangeTest,
     Evaluate,
     Mark,
+    MeasureBackwardPass,
     Pause,
     Redo,
     ResizeTerminal,
@@ -103,6 +104,8 @@ def describe(command: AnyCommand) -> str:
             return "pictures of the task" if command.on else "no pictures of the task"
         case WatchLens():
             return "activation lens" if command.on else "no activation lens"
+        case MeasureBackwardPass():
+            return "backward pass"
         case RunRangeTest():
             return "range test"
         case CancelRangeTest():

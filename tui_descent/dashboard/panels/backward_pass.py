@@ -16,19 +16,20 @@ from tui_descent.dashboard.panels.layer_bars import log10
 from tui_descent.dashboard.text.line import Line, merge_segments
 from tui_descent.dashboard.text.numbers import power_of_ten, scientific, short
 from tui_descent.dashboard.text.safe_text import safe, shorten
-from tui_descent.protocol.events import LedgerTaken
+from tui_descent.protocol.events import BlockPart, LedgerTaken
 from tui_descent.telemetry.history import History
 
 # Below the first product the gradient counts as vanished, above the second as exploded.
 VANISHES_BELOW, EXPLODES_ABOVE = 3e-3, 1 / 3e-3
 NUMBER_WIDTH, FLAG_WIDTH = 9, 11
 SMALLEST_BAR = 9
+WIDE = 100  # columns from which the product after each part is shown
 
 
 class BackwardStep(NamedTuple):
     """One block: the product of the factors above it, its factor (None if it is not known), and the product with it.
 
-    A factor that is not known counts as 1.
+    A factor that is not known counts as 1. `factors` are those of the block's parts, if they were measured.
     """
 
     block: str
@@ -36,6 +37,7 @@ class BackwardStep(NamedTuple):
     factor: float | None
     product: float
     parts: BlockParts
+    factors: Mapping[BlockPart, float | None]
 
 
 def backward_steps(ledger: LedgerTaken, history: History) -> list[BackwardStep]:
@@ -45,7 +47,8 @@ def backward_steps(ledger: LedgerTaken, history: History) -> list[BackwardStep]:
     for entry in reversed(ledger.entries):
         before, product = product, product * (1.0 if entry.factor is None else entry.factor)
         parts = parts_of(history, entry.block, ledger.step, len(ledger.entries))
-        steps.append(BackwardStep(entry.block, before, entry.factor, product, parts))
+        factors = {one.part: one.factor for one in entry.parts}
+        steps.append(BackwardStep(entry.block, before, entry.factor, product, parts, factors))
     return steps
 
 
@@ -57,9 +60,9 @@ def draw_backward_pass(
     `flags` are words behind the rows of some blocks. `end` is shown at the last block.
     """
     now = steps[at]
-    parts = now.parts.explanations()
-    most = max(len(step.parts.explanations()) for step in steps)
-    details = [Line(), _formula(now), *(_explanation(*part) for part in parts)]
+    parts = _explanations(now, width)
+    most = max(len(step.parts.explanations([*step.factors])) for step in steps)
+    details = [Line(), _formula(now), *parts]
     details += [Line()] * (most - len(parts))
     last = [_multiplication(now), end if at == len(steps) - 1 else Line()]
     # Where there is little room, the explanations give way first, and the block at hand last.
@@ -74,11 +77,27 @@ def draw_backward_pass(
 
 
 def _formula(step: BackwardStep) -> Line:
-    return Line().add(" ").add(shorten(safe(step.block, 200), 24), colours.NAME).add(f"  {step.parts.formula()}")
+    return (
+        Line()
+        .add(" ")
+        .add(shorten(safe(step.block, 200), 24), colours.NAME)
+        .add(f"  {step.parts.formula([*step.factors])}")
+    )
 
 
-def _explanation(symbol: str, meaning: str) -> Line:
-    return Line().add("  ").fit(symbol, 6, colours.BRIGHT).add(meaning, colours.DIM)
+def _explanations(step: BackwardStep, width: int) -> list[Line]:
+    """A row for each part: its symbol, its factor, on wide screens the product after it, and what it does."""
+    lines, product = [], step.before
+    for part, symbol, meaning in step.parts.explanations([*step.factors]):
+        line = Line().add("  ").fit(symbol, 5, colours.BRIGHT)
+        if step.factors:
+            factor = step.factors.get(part)
+            product *= 1.0 if factor is None else factor
+            line.fit("" if factor is None else f"× {short(factor, digits=3)}", 10)
+            if width >= WIDE:
+                line.fit("" if factor is None else f"= {scientific(product)}", 12, _product_style(product))
+        lines.append(line.add(meaning, colours.DIM))
+    return lines
 
 
 def _multiplication(step: BackwardStep) -> Line:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tui_descent.dashboard.dialogs.activation import FORMULAS
 from tui_descent.dashboard.text.safe_text import safe
-from tui_descent.protocol.events import KnobTurned
+from tui_descent.protocol.events import BlockPart, KnobTurned
 from tui_descent.scenario.spec import NormSpec, ResidualSpec
 from tui_descent.scenario.validate import convert
 from tui_descent.telemetry.history import History
@@ -15,8 +16,24 @@ from tui_descent.telemetry.history import History
 # The number of updates over which a gradual change of a block takes place, by its `way`.
 CHANGE_STEPS = {"blend": 50, "ramp": 20, "gentle": 200, "rotation": 50}
 NORM_LINES = {
-    "layer": "layer norm: γ × gradient, less its mean and its part along x − μ, ÷ σ",
-    "rms": "rms norm: γ × gradient, less its part along x, ÷ rms",
+    "layer": "layer norm: (γ × gradient − mean − part along x̂) ÷ σ",
+    "rms": "rms norm: (γ × gradient − part along x̂) ÷ rms",
+}
+
+
+class Explanation(NamedTuple):
+    """What one part of a block does to the gradient; `symbol` stands for it in the formula."""
+
+    part: BlockPart
+    symbol: str
+    meaning: str
+
+
+OTHER_PARTS: dict[BlockPart, tuple[str, str]] = {
+    "attention": ("A′", "attention: through softmax(QKᵀ/√d)·V and its Linears"),
+    "convolution": ("K′", "from the outputs to their inputs: the transposed convolution"),
+    "out": ("W₂ᵀ", "× the transposed weights of the second Linear"),
+    "dropout": ("m", "dropout: × the mask, 0 or 1/(1 − p)"),
 }
 
 
@@ -36,8 +53,14 @@ class BlockParts(NamedTuple):
     blend_from: str = ""
     skip_changes: bool = False
 
-    def formula(self) -> str:
-        """∂L/∂in as a function of δ = ∂L/∂out."""
+    def formula(self, measured: Sequence[BlockPart] = ()) -> str:
+        """∂L/∂in as a function of δ = ∂L/∂out. `measured` are the parts that were measured, if they are known."""
+        if any(part in OTHER_PARTS for part in measured):
+            symbols = [one.symbol for one in self.explanations(measured) if one.part != "skip"]
+            after_skip = symbols.pop(0) if self.skip and measured[0] == "norm" else ""
+            inner = f"{after_skip} δ" if after_skip else "δ"
+            through = " ".join([*reversed(symbols), inner]).replace(" s ", " s·")
+            return f"∂L/∂in = {f'g·{inner} + ' if 'skip' in measured else ''}{through}, δ = ∂L/∂out"
         has = self.norm in NORM_LINES
         inner = "s·δ" if self.skip else "δ"
         if has and self.where == "post":
@@ -52,27 +75,34 @@ class BlockParts(NamedTuple):
             through = f"N′({through})"
         return f"∂L/∂in = {'g·δ + ' if self.skip else ''}{through}, δ = ∂L/∂out"
 
-    def explanations(self) -> list[tuple[str, str]]:
-        """Symbol and meaning of each part, in the order in which the gradient goes through them."""
+    def explanations(self, measured: Sequence[BlockPart] = ()) -> list[Explanation]:
+        """Each part, in the order in which the gradient goes through them. `measured` are the parts that were measured,
+        if they are known.
+        """
+        if any(part in OTHER_PARTS for part in measured):
+            known = {one.part: one for one in self._replace(skip="skip" in measured).explanations()}
+            return [known.get(part) or Explanation(part, *OTHER_PARTS.get(part, ("N′", ""))) for part in measured]
         slope = FORMULAS.get(self.activation, ("", "", ""))[1]
         name = safe(self.activation, 20) or "the activation"
         name = f"{safe(self.blend_from, 20)} → {name}" if self.blend_from else f"{name}, {slope}" if slope else name
         parts = [
-            ("φ′", f"slope of {name}: φ′ × gradient, unit by unit"),
-            ("Wᵀ", "the transposed weights: Wᵀ × gradient, from the units to their inputs"),
+            Explanation("activation", "φ′", f"unit by unit × the slope of {name}"),
+            Explanation("weights", "Wᵀ", "from the units to their inputs: × the transposed weights"),
         ]
         if self.norm in NORM_LINES:
-            parts.insert({"post": 0, "mid": 1, "pre": 2}.get(self.where, 2), ("N′", NORM_LINES[self.norm]))
-        if self.skip:
-            parts.append(("skip", f"the skip connection adds g·δ; {self._weights()}"))
-        return parts
-
-    def _weights(self) -> str:
-        if self.skip_changes:
-            return "g and s are changing now"
-        if self.gate is None or self.branch is None:
-            return "s scales the rest"
-        return f"s scales the rest: g = {self.gate:.3g}, s = {self.branch:.3g}"
+            place = {"post": 0, "mid": 1, "pre": 2}.get(self.where, 2)
+            parts.insert(place, Explanation("norm", "N′", NORM_LINES[self.norm]))
+        if not self.skip:
+            return parts
+        scale, gate = (
+            ", changing now" if self.skip_changes else "" if value is None else f", {symbol} = {value:.3g}"
+            for symbol, value in (("s", self.branch), ("g", self.gate))
+        )
+        return [
+            Explanation("scale", "s", f"scale of the branch beside the skip{scale}"),
+            *parts,
+            Explanation("skip", "g·δ", f"the skip adds the gradient at the output{gate}"),
+        ]
 
 
 def parts_of(history: History, block: str, step: int, depth: int) -> BlockParts:
@@ -117,6 +147,8 @@ def _skip_weights(turn: KnobTurned | None, model: dict[str, Any], depth: int) ->
     """The factors of x and f(x) once a skip is open."""
     if turn is None:
         spec = convert(ResidualSpec, model.get("residual", {}), "", [])
-        scale = spec.scale if isinstance(spec, ResidualSpec) else None
-        return 1.0, scale or depth**-0.5
+        known = isinstance(spec, ResidualSpec)
+        if known and spec.way == "rezero":
+            return 1.0, None  # learnt, so it changes with every update
+        return 1.0, (spec.scale if known else None) or depth**-0.5
     return (math.sqrt(0.5) if turn.way == "rotation" else 1.0), turn.scale

@@ -10,10 +10,11 @@ from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import Diagnosed, NotFinite, RunEnded
 from tui_descent.protocol.layer_names import of_one_net, pair_in_words
-from tui_descent.scenario.claims import first_to_last_grad
+from tui_descent.scenario.metrics import first_to_last_grad
 from tui_descent.telemetry.diagnosis import MIN_STEPS, verdict, without_advice
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.last_verdict import last_turn
+from tui_descent.telemetry.race_history import first_to_reach
 
 QUIT = " · q: quit"
 # The states before the first step. They take seconds in which the trainer has nothing to report.
@@ -50,6 +51,9 @@ def diagnosis_line(view: View) -> Words:
         keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"
         text = _cause_first(history, reason) or f"at step {with_commas(history.steps)}"
         return "held", style, f"{text}{keys}", colours.TEXT
+    if history.lanes and state in ("waiting", "running"):
+        word, keys = ("race over", f" · R: again{QUIT}") if state == "waiting" else ("race", "")
+        return word, style, f"{race_words(history)}{keys}", colours.TEXT
     if state == "waiting":
         more = history.started.steps if history.started is not None else None
         resume = f"{with_commas(more)} more steps" if more else "more steps"
@@ -59,13 +63,8 @@ def diagnosis_line(view: View) -> Words:
         return "paused", style, text, colours.TEXT
     so_far, so_far_style = (f"silent for {silent_s} s", colours.TEXT) if silent_s else ("", colours.DIM)
     if state == "importing torch":
-        usual = "takes a few seconds"
-        return (
-            "importing torch…",
-            colours.DIM,
-            f"{so_far}; importing usually {usual}" if so_far else usual,
-            so_far_style,
-        )
+        usual = f"{so_far}; importing usually takes a few seconds" if so_far else "takes a few seconds"
+        return "importing torch…", colours.DIM, usual, so_far_style
     if state == "building":
         return "building the network…", colours.DIM, so_far, so_far_style
     if state == "testing":
@@ -86,6 +85,18 @@ def diagnosis_line(view: View) -> Words:
     dropped = found.advice and found.advice[0].knob == "resume"  # the run goes on: its bad batch has been dropped
     sentence = without_advice(found) if dropped else found.sentence
     return safe(verdict(found), 40), colours.diagnosis_style(found.finding), safe(sentence), colours.TEXT
+
+
+def race_words(history: History) -> str:
+    """Which lane of a race reached the target with the fewest steps."""
+    target = history.started.target if history.started is not None else None
+    first = first_to_reach(history.lanes)
+    if target is None or history.started is None:
+        return f"{len(history.lanes)} optimizers from the same start"
+    if first is None:
+        return f"no lane has reached loss {target:.4g} yet"
+    name, steps = safe(history.started.lanes[first].name), history.lanes[first].reached or 0
+    return f"{name} was the first at loss {target:.4g}, after {with_commas(steps)} steps"
 
 
 def _cause_first(history: History, reason: str) -> str:

@@ -12,6 +12,8 @@ from tui_descent.dashboard.text.numbers import power_of_ten
 from tui_descent.dashboard.view import View
 from tui_descent.telemetry.gradient_history import LOG_FLOOR
 
+ONE_LAYER = "[@click=app.press('enter')][bold $primary]enter[/] one layer[/]"
+
 
 class GradientsPanel(LayerBarsPanel):
     """The L2 norm of each layer's weight gradient in the newest reading."""
@@ -35,7 +37,7 @@ class GradientsPanel(LayerBarsPanel):
             clipping = ""  # the border would cut its numbers
         return (
             f"Gradient  [dim]{title}[/dim]{clipping}",
-            f"{power_of_ten(self._scale.low)} … {power_of_ten(self._scale.high)}  [bold $primary]enter[/] one layer",
+            f"{power_of_ten(self._scale.low)} … {power_of_ten(self._scale.high)}  {ONE_LAYER}",
         )
 
     def fit_scale(self, view: View, values: list[float | None]) -> None:

@@ -63,6 +63,12 @@ def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
             ("your data, and what the outputs of your net mean, are not known here", colours.DIM),
         ]
         return notice(lines, width, height)
+    if view.history.lanes and started is not None and (started.scenario or {}).get("data") is not None:
+        lines = [
+            ("in a race the task view shows the map of a test surface", colours.TEXT),
+            ("this race is one of nets: 1 shows its curves", colours.DIM),
+        ]
+        return notice(lines, width, height)
     if not view.history.live:
         return notice([("this view was not open during the run", colours.DIM)], width, height)
     return waiting_notice(view, width, height, "picture", state=True)

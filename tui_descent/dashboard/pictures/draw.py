@@ -6,9 +6,16 @@ from textual.strip import Strip
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.charts.plane import plane_size
-from tui_descent.dashboard.pictures import digits, regions, surface, text
+from tui_descent.dashboard.pictures import digits, race, regions, surface, text
 from tui_descent.protocol.events import TaskTaken
-from tui_descent.protocol.task_pictures import DigitsPicture, RegionsPicture, SurfacePicture, TaskPicture, TextPicture
+from tui_descent.protocol.task_pictures import (
+    DigitsPicture,
+    RacePicture,
+    RegionsPicture,
+    SurfacePicture,
+    TaskPicture,
+    TextPicture,
+)
 
 INFO_ROWS = 1  # above each picture: the numbers that belong to it
 
@@ -30,6 +37,8 @@ class Drawings:
         match taken.picture:
             case SurfacePicture() as picture:
                 return [surface.numbers(taken, width), *surface.draw(picture, width, below, depth, self._maps)]
+            case RacePicture() as picture:
+                return [race.numbers(taken, width), *race.draw(picture, width, below, depth, self._maps)]
             case RegionsPicture() as picture:
                 return [regions.numbers(taken, width), *regions.draw(picture, width, below, depth)]
             case DigitsPicture() as picture:
@@ -43,6 +52,8 @@ def title(picture: TaskPicture) -> str:
     match picture:
         case SurfacePicture():
             return "contour map of the loss" if len(picture.point) == 2 else "the loss as a function of w"
+        case RacePicture():
+            return "the path of each lane"
         case RegionsPicture():
             return "the class that the net predicts"
         case DigitsPicture():
@@ -56,6 +67,8 @@ def legend(picture: TaskPicture, depth: Depth, width: int) -> str:
     match picture:
         case SurfacePicture():
             return surface.legend(picture, width)
+        case RacePicture():
+            return race.legend(picture)
         case RegionsPicture():
             return regions.legend(depth)
         case DigitsPicture():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Collection
 
 from rich.style import Style
 from textual.strip import Strip
@@ -14,6 +15,7 @@ from tui_descent.dashboard.charts.axis import Axis, numbered_rows
 from tui_descent.dashboard.charts.plane import GUTTER
 from tui_descent.dashboard.charts.raster import Raster, Rgb
 from tui_descent.dashboard.panels.panel import notice
+from tui_descent.dashboard.text.clickable import legend_entry
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import axis_number, power_of_ten, short
 from tui_descent.dashboard.view import Nudge
@@ -21,6 +23,8 @@ from tui_descent.protocol.events import LensTaken
 from tui_descent.protocol.lens import BINS, Histogram
 
 F, SLOPE, SECANT, ZERO, TEXT = (245, 208, 82), (86, 180, 233), (217, 115, 154), (58, 64, 74), (240, 243, 247)
+CHOICE_RANGE = -2.0, 3.0  # of f and f′ in the dialog
+DEFAULT_LIMIT = 4.0  # of the z axis, if there is no histogram
 FLAT_BELOW = 0.1  # of the largest f′ on the axis: as for the saturated share in the readings
 MUCH_FLAT = 0.5  # from this share of flat values on, it is shown as a warning
 PLAIN_LEVEL = 12  # the palette's level of bars whose f′ is not known
@@ -31,17 +35,38 @@ WIDE_NUDGE = 26  # from this width on, the nudge has long labels
 TICK_APART = 9  # the least number of columns between two numbers of the z axis
 
 
-def legend() -> tuple[str, str]:
-    """The colours of f and f′, as Textual markup."""
-    return f"[{_hex(F)}]━ f(z)[/]", f"[{_hex(SLOPE)}]━ f′(z)[/]"
+# The lines that can be hidden.
+CURVE_F, CURVE_SLOPE, LINE_SECANT, LINE_TANGENT = "f", "slope", "secant", "tangent"
+NONE: frozenset[str] = frozenset()
 
 
-def nudge_legend() -> tuple[str, str]:
-    """The colours of the secant and the tangent, as Textual markup."""
-    return f"[{_hex(SECANT)}]━ secant[/]", f"[{_hex(SLOPE)}]━ tangent[/]"
+def legend(hidden: Collection[str]) -> tuple[str, str]:
+    """The entries of f and f′ in the border."""
+    f, slope = _hex(F), _hex(SLOPE)
+    return (
+        legend_entry(hidden, CURVE_F, f"[{f}]━[/] ", f"[{f}]f(z)[/]"),
+        legend_entry(hidden, CURVE_SLOPE, f"[{slope}]━[/] ", f"[{slope}]f′(z)[/]"),
+    )
 
 
-def draw(taken: LensTaken, function: ActivationFunction, nudge: Nudge, width: int, height: int) -> list[Strip]:
+def nudge_legend(hidden: Collection[str], *, short: bool) -> tuple[str, str]:
+    """The entries of the secant and the tangent in the border; if `short`, without samples."""
+    lines = ((LINE_SECANT, _hex(SECANT)), (LINE_TANGENT, _hex(SLOPE)))
+    secant, tangent = (
+        legend_entry(hidden, line, "" if short else f"[{colour}]━[/] ", f"[{colour}]{line}[/]")
+        for line, colour in lines
+    )
+    return secant, tangent
+
+
+def draw(
+    taken: LensTaken,
+    function: ActivationFunction,
+    nudge: Nudge,
+    width: int,
+    height: int,
+    hidden: Collection[str] = NONE,
+) -> list[Strip]:
     """At most `height` rows of `width` cells; none if there is no room."""
     columns = width - GUTTER
     below = max(2, (height - 1) * 3 // 8)
@@ -49,9 +74,9 @@ def draw(taken: LensTaken, function: ActivationFunction, nudge: Nudge, width: in
     if columns < 4 or above < 2:
         return []
     histogram = taken.histogram
-    limit = histogram.limit if histogram is not None else 4.0
+    limit = histogram.limit if histogram is not None else DEFAULT_LIMIT
     if function.known:
-        rows = _curves(function, nudge, limit, columns, above, width)
+        rows = _curves(function, limit, columns, above, width, nudge, hidden=hidden)
     else:
         rows = notice([(f"no formula for {taken.kind}" * taken.kind.isidentifier(), colours.DIM)], width, above)
         rows += [Line().to_strip(width)] * (above - len(rows))
@@ -59,6 +84,24 @@ def draw(taken: LensTaken, function: ActivationFunction, nudge: Nudge, width: in
     if histogram is None:
         return rows + notice([(taken.reason, colours.DIM)], width, below)
     return rows + _bars(function, histogram, columns, below, width)
+
+
+def draw_choice(function: ActivationFunction, histogram: Histogram | None, width: int, height: int) -> list[Strip]:
+    """Both curves over z, and below them the histogram of z, if it is known. At most `height` rows of `width` cells.
+
+    Large values of f are left out, so that f′ can be seen.
+    """
+    columns = width - GUTTER
+    below = 0 if histogram is None else max(2, (height - 1) // 3)
+    above = height - 1 - below
+    if columns < 4 or above < 2:
+        return []
+    limit = histogram.limit if histogram is not None else DEFAULT_LIMIT
+    rows = [
+        *_curves(function, limit, columns, above, width, within=CHOICE_RANGE),
+        _z_axis(limit, columns).to_strip(width),
+    ]
+    return rows if histogram is None else rows + _bars(function, histogram, columns, below, width)
 
 
 def slope_shares(function: ActivationFunction, zs: list[float]) -> list[float]:
@@ -100,34 +143,62 @@ def by_column(histogram: Histogram, columns: int) -> list[float]:
 
 
 def _curves(
-    function: ActivationFunction, nudge: Nudge, limit: float, columns: int, rows: int, width: int
+    function: ActivationFunction,
+    limit: float,
+    columns: int,
+    rows: int,
+    width: int,
+    nudge: Nudge | None = None,
+    *,
+    within: tuple[float, float] = (-math.inf, math.inf),
+    hidden: Collection[str] = NONE,
 ) -> list[Strip]:
+    """The rows with the curves; values that are not `within` these limits are left out, and the numbers are round."""
     zs = [-limit + (n + 0.5) * limit / columns for n in range(2 * columns)]  # one for each dot
     values, slopes = [function.value(z) for z in zs], [function.slope(z) for z in zs]
-    up = Axis.linear(min(*values, *slopes, 0.0), max(*values, *slopes))
+    shown = [v for v in (*values, *slopes) if within[0] <= v <= within[1]]
+    up = Axis.linear(min(*shown, 0.0), max(shown))
     raster = Raster(columns, rows, paper=colours.PAPER)
 
     def dot(value: float) -> float:
-        return up.position(value) * (4 * rows - 1)
+        return up.position(value) * (4 * rows - 1) if up.contains(value) else math.nan
 
     raster.line([(0, dot(0.0)), (2 * columns - 1, dot(0.0))], ZERO)
-    raster.line([(n, dot(slope)) for n, slope in enumerate(slopes)], SLOPE)
-    raster.line([(n, dot(value)) for n, value in enumerate(values)], F)
-    at_f, at_slope = up.row(values[-1], rows), up.row(slopes[-1], rows)
+    if CURVE_SLOPE not in hidden:
+        raster.line([(n, dot(slope)) for n, slope in enumerate(slopes)], SLOPE)
+    if CURVE_F not in hidden:
+        raster.line([(n, dot(value)) for n, value in enumerate(values)], F)
+    inside = [n for n, value in enumerate(values) if up.contains(value)]
+    end = inside[-1] if inside else columns  # f leaves the picture here
+    at_f, at_slope = up.row(values[end], rows), up.row(slopes[-1], rows)
     if at_slope == at_f:
         at_slope += 1 if at_f + 1 < rows else -1
-    raster.write(columns - 2, at_slope, "f′", _style(SLOPE))
-    raster.write(columns - 1, at_f, "f", _style(F))
+    if CURVE_SLOPE not in hidden:
+        raster.write(columns - 2, at_slope, "f′", _style(SLOPE))
+    if CURVE_F not in hidden:
+        raster.write(min(end // 2 + (end < len(values) - 1), columns - 1), at_f, "f", _style(F))
 
     def mark(x: float, value: float, character: str) -> None:
         if -limit <= x <= limit:
             column = min(int((x + limit) / (2 * limit) * columns), columns - 1)
             raster.write(column, up.row(value, rows), character, _style(TEXT))
 
-    mark(nudge.x + nudge.h, function.value(nudge.x + nudge.h), "○")
-    mark(nudge.x, function.slope(nudge.x), "●")
-    mark(nudge.x, function.value(nudge.x), "●")
-    return numbered_rows([raster.segments(y) for y in range(rows)], up.labels(rows, width=GUTTER - 1), GUTTER, width)
+    if nudge is not None:
+        if CURVE_F not in hidden:
+            mark(nudge.x + nudge.h, function.value(nudge.x + nudge.h), "○")
+        if CURVE_SLOPE not in hidden:
+            mark(nudge.x, function.slope(nudge.x), "●")
+        if CURVE_F not in hidden:
+            mark(nudge.x, function.value(nudge.x), "●")
+    labels = up.labels(rows, width=GUTTER - 1) if math.isinf(within[1]) else _round_numbers(up, rows)
+    return numbered_rows([raster.segments(y) for y in range(rows)], labels, GUTTER, width)
+
+
+def _round_numbers(up: Axis, rows: int) -> dict[int, str]:
+    """Whole numbers by row, or halves on a short axis."""
+    unit = 1.0 if up.high - up.low > 2 else 0.5
+    numbers = [n * unit for n in range(math.ceil(up.low / unit), math.floor(up.high / unit) + 1)]
+    return {up.row(number, rows): f"{number:g}" for number in numbers}
 
 
 def _z_axis(limit: float, columns: int) -> Line:
@@ -163,7 +234,9 @@ def _bars(function: ActivationFunction, histogram: Histogram, columns: int, rows
     return numbered_rows([raster.segments(y) for y in range(rows)], labels, GUTTER, width)
 
 
-def draw_nudge(function: ActivationFunction, nudge: Nudge, width: int, height: int) -> list[Strip]:
+def draw_nudge(
+    function: ActivationFunction, nudge: Nudge, width: int, height: int, hidden: Collection[str] = NONE
+) -> list[Strip]:
     """The secant and the tangent around x, their slopes, and the error of the secant's slope against h."""
     errors = max(3, (height - 5) // 3) if height >= 12 else 0
     zoomed = height - 4 - (errors + 1 if errors else 0)
@@ -177,7 +250,7 @@ def draw_nudge(function: ActivationFunction, nudge: Nudge, width: int, height: i
     first = Line().add(" x ", colours.DIM).add(f"{x:.6g}", colours.BRIGHT)
     first.pad_to(max(first.width + 2, width - len(f"{h:.3g}") - 3)).add("h ", colours.DIM)
     first.add(f"{h:.3g}", colours.BRIGHT)
-    rows = [*_zoomed(function, nudge, width, zoomed), first.to_strip(width)]
+    rows = [*_zoomed(function, nudge, width, zoomed, hidden), first.to_strip(width)]
     for label, text, style in (
         ("(f(x+h)−f(x))/h" if wide else "secant", f"{quotient:.6g}", _style(SECANT)),
         ("f′(x)", f"{slope:.6g}", _style(SLOPE)),
@@ -188,7 +261,7 @@ def draw_nudge(function: ActivationFunction, nudge: Nudge, width: int, height: i
     return rows + (_errors(function, nudge, width, errors) if errors else [])
 
 
-def _zoomed(function: ActivationFunction, nudge: Nudge, width: int, rows: int) -> list[Strip]:
+def _zoomed(function: ActivationFunction, nudge: Nudge, width: int, rows: int, hidden: Collection[str]) -> list[Strip]:
     """F from x − h to x + 2h, with the tangent at x and the secant from x to x + h."""
     x, h, columns = nudge.x, nudge.h, width
     zs = [x + h * (-1 + 3 * (n + 0.5) / (2 * columns)) for n in range(2 * columns)]
@@ -202,7 +275,9 @@ def _zoomed(function: ActivationFunction, nudge: Nudge, width: int, rows: int) -
     def dot(value: float) -> float:
         return (value - low + pad) / (high - low + 2 * pad) * (4 * rows - 1)
 
-    for line, colour in ((tangent, SLOPE), (secant, SECANT), (values, F)):
+    for name, line, colour in ((LINE_TANGENT, tangent, SLOPE), (LINE_SECANT, secant, SECANT), ("", values, F)):
+        if name in hidden:
+            continue
         raster.line([(n, dot(value)) for n, value in enumerate(line)], colour)
     for share, value, character in ((2 / 3, at_x + quotient * h, "○"), (1 / 3, at_x, "●")):
         row = rows - 1 - min(max(round(dot(value)) // 4, 0), rows - 1)

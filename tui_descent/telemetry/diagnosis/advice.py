@@ -60,6 +60,7 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
         "diverging": [*SLOWER],
         # A redraw, because a smaller rate alone does not repair weights that updates have spoilt.
         "rate too large": [*SLOWER, *([init] if spoilt(f) else [])],
+        "large momentum": [_less_momentum(context)],
         "dead units": [*bypass, Advice("activation", "leaky_relu", "a"), init],
         "saturated": [
             *([init] if grew or large_weights else [*bypass, init]),
@@ -81,6 +82,11 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
         "rate at the edge": [Advice("lr", "/1.25", "-")],
     }
     return cures.get(name, [])
+
+
+def _less_momentum(context: RunContext) -> Advice:
+    second = context.values.get("betas", "").partition("/")[2]
+    return Advice("betas", f"0.9/{second}", "o") if second else Advice("momentum", "0.9", "o")
 
 
 def exploding_advice(context: RunContext) -> list[Advice]:

@@ -48,6 +48,7 @@ from tui_descent.telemetry.diagnosis.rules import (
     exploded,
     flat_surface,
     rate_was_cut,
+    rises,
     spoilt,
 )
 from tui_descent.telemetry.diagnosis.situation import RunContext, key_of
@@ -244,7 +245,7 @@ class Diagnosis:
         """
         if self._numerics is not None:
             return self._numerics
-        facts = [x for x in self._wiring.values() if x.finding not in wiring.SYMPTOMS or not self._is_explained()]
+        facts = [x for x in self._wiring.values() if self._counts(x)]
         facts.sort(key=lambda fact: (_is_neutral(fact), wiring.ORDER.index(fact.finding)))
         said = self._said
         gives_way = (said is not None and said.finding in FINE) or self._may_have_ended
@@ -256,6 +257,13 @@ class Diagnosis:
     def _may_have_ended(self) -> bool:
         """Whether facts about the wiring have not been checked yet since the last intervention."""
         return self._window_start > 0 and self._step_count < STEPS_TO_CHECK
+
+    def _counts(self, fact: Finding) -> bool:
+        """Whether a fact may be shown now."""
+        if fact.finding in wiring.SLOWS_SGD:
+            said = None if self._said is None else self._said.finding
+            return said in ("plateau", "rate too small", "not clear") and self.context.adaptive is False
+        return fact.finding not in wiring.SYMPTOMS or not self._is_explained()
 
     def _is_explained(self) -> bool:
         """Whether an output that is the same for all samples follows from dead units or a vanishing gradient.
@@ -290,7 +298,7 @@ class Diagnosis:
         if said is not None and name == said.finding:
             self._others.clear()
         elif refuted:
-            name, sure = "not clear", 0.5
+            name, sure = (name, sure) if name == "large momentum" else ("not clear", 0.5)
         elif not at_once and not self.context.surface:  # the loss of a test surface has no noise
             self._others.append((name, count))
             if said is None:
@@ -314,7 +322,7 @@ class Diagnosis:
             self._said_at = count
             self._others.clear()
         self._said = self._made(name, sure, features)
-        if refuted and said is not None:
+        if refuted and said is not None and name == "not clear":
             now = {"before": said.evidence["loss"], "loss": statistics.median(list(self._losses)[-TAIL:])}
             self._said = msgspec.structs.replace(self._said, evidence=self._said.evidence | now)
         self._check_prediction()
@@ -504,7 +512,9 @@ class Diagnosis:
         ends = [rms[n] for n in rows[:: max(1, len(rows) - 1)] if n < len(rms)]
         if len(ends) == 2 and ends[0] is not None and ends[1]:
             shown |= {"first_to_last_grad": ends[0] / ends[1], "last": self._layers[rows[-1]].name}
-        if name == "not clear" and f.now > RISEN_AGAIN * f.lowest > 0 and self.context.loss_means_fit:
+        if name == "large momentum" and self.context.momentum is not None:
+            shown |= {"momentum": self.context.momentum, "memory": 1 / (1 - self.context.momentum)}
+        if name == "not clear" and (f.now > RISEN_AGAIN * f.lowest > 0 or rises(f)) and self.context.loss_means_fit:
             shown["before"] = f.lowest
         if name == "not clear":
             shown |= {"trend": _trend(f), "gradients": _gradients(f, self._readings[-1])}
@@ -550,4 +560,7 @@ def _gradients(f: Features, reading: ReadingsTaken) -> str:
     if without:
         return f"{without} of {len(norms)} layers have no gradient"
     known = [norm for norm in norms if norm is not None]
-    return f"gradient norms {min(known):.0e} to {max(known):.0e}" if known else "gradients not measured"
+    if not known:
+        return "gradients not measured"
+    least, most = f"{min(known):.0e}", f"{max(known):.0e}"
+    return f"gradient norm {most}" if least == most else f"gradient norms {least} to {most}"

@@ -55,6 +55,8 @@ LARGE_WEIGHTS = 2.0  # the same: they saturate units, and without limits the out
 DECAYED, DECAYING = 0.5, 0.97  # weight norm over that at the run's start, and at the window's start
 SHRUNK = 0.7  # the same, where decay outweighs the gradient
 DECAY_RULES, DECAY_TIMES = 0.5, 1.0  # the decay's part of a step over the gradient's; time constants it has acted for
+# A momentum from which on its average may be too long, and how many times as long as half of the steps so far it is.
+LARGE_MOMENTUM, LONG_AVERAGE = 0.99, 0.5
 # Over the last half of the window: a loss that surely falls by less is level, by more is not.
 LEVEL_FALL, STILL_FALLS = 0.05, 0.02
 
@@ -66,7 +68,21 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
     """
     if not context.loss_means_fit or (f.now < -1e-6 * abs(f.guess) and not context.surface):
         return _by_gradients(f)
-    return _by_loss(f, context)
+    judged = _by_loss(f, context)
+    if judged is not None and judged[0] in ("not clear", "plateau", "diverging") and _momentum_is_too_large(f, context):
+        return "large momentum", 0.8
+    return judged
+
+
+def _momentum_is_too_large(f: Features, context: RunContext) -> bool:
+    """Whether the loss is that of a guess, or far above its best, and the optimizer averages the gradients over most of
+    the run, so that it still follows gradients of long ago.
+    """
+    momentum = context.momentum
+    if momentum is None or not LARGE_MOMENTUM <= momentum < 1 or 1 / (1 - momentum) < LONG_AVERAGE * f.steps:
+        return False
+    at_guess = context.classes is not None and f.now > NOT_FALLEN * max(f.guess, f.run_first)
+    return at_guess or f.now > RISEN_AGAIN * f.lowest > 0
 
 
 def _by_gradients(f: Features) -> tuple[Name, float]:
@@ -182,9 +198,12 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
     edge = None if f.curvature is None else f.curvature.edge
     if edge is not None and edge >= EDGE:
         return "rate at the edge", 0.8
+    if rises(f) and not context.surface:
+        return "not clear", 0.5
     level = f.slope > FALLING_SLOPE and f.fall < FLAT if f.long_slope is None else f.long_slope > LEVEL_SLOPE
     level = level and (f.last_half is None or f.last_half[0] < STILL_FALLS)
-    low = f.now < max(TINY * f.guess if context.classes is not None else 0.0, FALLEN * min(f.run_first, f.guess))
+    tiny = context.classes is not None and f.now < TINY * f.guess
+    low = tiny or f.now < FALLEN * min(f.run_first, f.guess)
     if not low and f.now > RISEN_AGAIN * f.lowest > 0 and not context.surface:
         return "not clear", 0.5
     if not low and _decay_rules(f, context) and (level or (f.kept_recently or 1.0) < DECAYING):
@@ -194,13 +213,20 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
         sure = max(sure, FAIR)  # at any value, the loss clearly falls
     if context.surface or not level:
         return "healthy", sure
-    # The newest losses are level. If they are low and so is the whole stretch, they are at their floor. Otherwise
-    # nothing shows whether the loss could fall further.
+    # The newest losses are level. If they are tiny, or if they are low and so is the whole stretch, they are at their
+    # floor. Otherwise nothing shows whether the loss could fall further.
     if not low:
         return "not clear", 0.5
-    if f.last_half is not None and f.last_half[1] < LEVEL_FALL:
+    if tiny or (f.last_half is not None and f.last_half[1] < LEVEL_FALL):
         return "converged", max(sure, FAIR)
     return ("healthy", max(sure, FAIR)) if f.now < NOT_FALLEN * f.run_first else ("not clear", 0.5)
+
+
+def rises(f: Features) -> bool:
+    """Whether the loss clearly rises over the long window, at whatever value."""
+    if f.long_slope is None or f.long_fell is None:
+        return False
+    return f.long_slope > 2 * SIGNIFICANT and -f.long_fell > LEVEL_FALL * abs(f.now)
 
 
 def _on_a_saddle(f: Features) -> bool:

@@ -70,6 +70,15 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
         except ValueError:
             return None
 
+    @property
+    def momentum(self) -> float | None:
+        """The share of its average of gradients that an optimizer keeps at a step, β₁ for Adam; None if not known."""
+        text = self.values.get("betas", "").partition("/")[0] or self.values.get("momentum", "")
+        try:
+            return float(text)
+        except ValueError:
+            return None
+
     def with_knobs(self, states: Iterable[KnobState]) -> RunContext:
         """A copy with these values of the knobs, and with what follows from them."""
         states = list(states)

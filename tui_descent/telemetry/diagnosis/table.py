@@ -33,3 +33,11 @@ def verdict(found: Diagnosed) -> str:
 def without_advice(found: Diagnosed) -> str:
     """The sentence of a published finding without its advice, for a run in which no key acts any more."""
     return found.sentence.removesuffix(advice_words(found.advice[0])).rstrip() if found.advice else found.sentence
+
+
+def for_next_run(found: Diagnosed) -> str:
+    """The sentence of a published finding, with advice for another run instead of a key to press in this one."""
+    text, changes = without_advice(found), [a for a in found.advice if a.knob not in ("undo", "resume", "kick")]
+    if not changes or found.advice[0] != changes[0]:
+        return text
+    return f"{text} Next time: {advice_words(changes[0]).partition(': ')[2]}"

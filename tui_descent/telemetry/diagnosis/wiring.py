@@ -19,12 +19,15 @@ NAME_WIDTH = 16  # longer names of layers are shortened at the front
 SMALLEST_RATE, SMALL_RATE = 1e-15, 1e-5
 QUESTION = "The net ends in a {gets}. Does the loss apply it too?"
 QUESTION_SURE = 0.6
+SMALL_TARGETS = "The targets have an rms below 0.01: normalise them?"
+MAYBE_EVAL = "{layer} trains in eval mode. Is that meant?"
 LACKS = "Optimizer lacks {absent}."  # for a name that leaves no room for more
 SHORT_NAME = 15
 # The longest two names with which a sentence about them may say more.
 PAIR_AND_BEFORE, PAIR_AND_QUESTION = 27, 17
 RATE_ZERO = "The learning rate has been 0 for {updates:.0f} updates: set it in the script."
 NO_GRADIENT_OF = "No weight of optimizer {optimizer} gets a gradient: is it detached?"
+RATE_FELL = "The rate fell from {fell_from:.2g} to {rate:.2g}: updates change nothing."
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
 
 RULES: tuple[Rule, ...] = (
@@ -142,6 +145,19 @@ RULES: tuple[Rule, ...] = (
         useless="a smaller rate",
     ),
     Rule(
+        finding="gradients cut",
+        kind="wiring",
+        condition="what the optimizer gets of a gradient is less than a hundredth of what the backward pass has left, "
+        "in 3 of the first updates in a row, as after clipping; shown if the loss does not fall and the optimizer is "
+        "SGD, with or without momentum. Not checked on a GPU or with a GradScaler",
+        threshold="1e-2; clipping usually cuts single gradients to a tenth",
+        sentence="Gradients are cut to {left:.0e} of their size: clip limit too low?",
+        check="The gradient norm has the same value at each reading: the limit. Print what clip_grad_norm_ returns, "
+        "the norm before.",
+        helps="a limit near the usual norm of the gradient, as 1 or 10",
+        useless="another net. Adam scales its updates itself, so there clipping is rarely the cause",
+    ),
+    Rule(
         finding="softmax twice",
         kind="wiring",
         condition="the graph of the loss shows a softmax or sigmoid directly before an operation that takes logits; if "
@@ -164,6 +180,18 @@ RULES: tuple[Rule, ...] = (
         useless="any knob: the loss falls without limit",
     ),
     Rule(
+        finding="all pairs",
+        kind="wiring",
+        condition="the loss is a distance such as mse, and broadcasting has paired N outputs of shape (N, 1) with N "
+        "targets of shape (N), or the reverse",
+        threshold="none: the shapes are read from the graph of the first loss",
+        sentence="Outputs {outputs} and targets {targets} are broadcast: reshape one.",
+        check="Print the shapes. torch warns of it (view 7): the loss is the mean over all N × N pairs, so the best "
+        "outputs are all equal to the mean target.",
+        helps="targets of the outputs' shape: y.unsqueeze(1), or model(x).squeeze(1)",
+        useless="any knob: the net learns the mean target",
+    ),
+    Rule(
         finding="batch norm of one sample",
         kind="wiring",
         condition="a batch norm in training mode gets a batch of one sample, in 2 measured steps in a row",
@@ -172,6 +200,19 @@ RULES: tuple[Rule, ...] = (
         check="The held-out loss is far from the training loss: the running statistics are those of single samples.",
         helps="a larger batch; group or layer norm; eval() for pretrained batch norms",
         useless="a smaller rate",
+    ),
+    Rule(
+        finding="eval mode",
+        kind="wiring",
+        condition="updates are made from passes in which the net, or a part of it with trainable weights, is in eval "
+        "mode with its dropouts or batch norms, in 2 measured steps in a row. A question if only the running "
+        "statistics of a net that came with them are kept. Modules put into eval mode one by one, and frozen batch "
+        "norms, do not count",
+        threshold="none: module.training is read",
+        sentence="{layer} trains in eval mode: call train() after validation.",
+        check="Print model.training before backward().",
+        helps="model.train() at the start of each epoch, and after each validation",
+        useless="another rate or activation: batch norms use statistics that do not fit, dropout is off",
     ),
     Rule(
         finding="input scale",
@@ -183,6 +224,19 @@ RULES: tuple[Rule, ...] = (
         check="Print x.square().mean().sqrt() of a batch; images in 0…255 have about 100.",
         helps="(x − mean) / std, with the mean and std of the training data",
         useless="another activation",
+    ),
+    Rule(
+        finding="target scale",
+        kind="wiring",
+        condition="the loss is the mean distance (mse, L1, Huber) of the net's outputs to targets whose rms is beyond "
+        "1e-2…1e2, and the outputs have not come near them, in 2 measured steps in a row from step 10 on. Not checked "
+        "on a GPU",
+        threshold="1e-2 and 1e2: a net starts with outputs of about 1. The distance is more than 4 times the rms of "
+        "the outputs, so it is the rms of the targets within a quarter",
+        sentence="The targets have an rms of about {rms:.2g}: normalise them.",
+        check="Print y.square().mean().sqrt() of a batch, and the same of the outputs.",
+        helps="(y − mean) / std, with the mean and std of the training targets; undo this for predictions",
+        useless="waiting: with Adam, outputs grow by about the learning rate in a step",
     ),
     Rule(
         finding="constant output",
@@ -209,6 +263,8 @@ RULES: tuple[Rule, ...] = (
 # Facts that a judgement of the gradients, such as vanishing or dead units, may explain. The judgement then has
 # priority.
 SYMPTOMS = frozenset({"constant output"})
+# Facts that explain a loss that does not fall, if the optimizer is SGD.
+SLOWS_SGD = frozenset({"gradients cut"})
 ORDER = [rule.finding for rule in RULES]  # the first fact that holds is shown
 _SENTENCES = {rule.finding: rule.sentence for rule in RULES}
 
@@ -255,6 +311,12 @@ def words(finding: Finding) -> str:
                 return RATE_ZERO.format_map({**evidence, **parts})
         case "no update" if "left" in evidence:
             return sentence_case(TAKEN_BACK.format_map(parts))
+        case "no update" if "fell_from" in evidence:
+            return RATE_FELL.format_map(evidence)
+        case "eval mode" if evidence.get("question"):
+            return sentence_case(MAYBE_EVAL.format_map(parts))
+        case "target scale" if evidence.get("question"):
+            return SMALL_TARGETS
         case "frozen layers":
             parts["are"] = "is" if evidence["frozen"] == 1 else "are"
             parts["biases"] = ", biases train" if evidence.get("biases") else ""
@@ -292,6 +354,8 @@ def _advice(event: WiringFound, *, user_loop: bool) -> list[Advice]:
             return [Advice("freeze", "off", "x")]
         case "rate zero" if not user_loop and event.layer is None:
             return [Advice("schedule", "constant", "s")]
+        case "no update" if "fell_from" in evidence:  # a larger rate would fall again
+            return [] if user_loop else [Advice("schedule", "constant", "s")]
         case "no update" if SMALLEST_RATE < float(evidence.get("rate", SMALL_RATE)) < SMALL_RATE:
             return [Advice("lr", "*1000", "]")]
         case "equal weights" if not user_loop:

@@ -128,6 +128,13 @@ class Setup:
             outputs = self.model(x)
             return outputs, self.loss_function(outputs, y)
 
+    def evaluate_few(self) -> None:
+        """Run the net in eval mode on the first `PROBE_SAMPLES` training samples; each symbol of a text counts."""
+        assert self.batches is not None
+        x, _ = self.batches.first(PROBE_SAMPLES)
+        per_row = 1 if x.is_floating_point() else x[0].numel()
+        self.outputs(x[: -(-PROBE_SAMPLES // per_row)])
+
     @torch.no_grad()
     def outputs(self, x: Tensor) -> Tensor:
         """The net's outputs for any inputs, in eval mode and without a graph."""

@@ -10,6 +10,7 @@ from tui_descent.protocol.commands import (
     ClientRequest,
     Evaluate,
     Mark,
+    MeasureBackwardPass,
     Pause,
     Redo,
     ResizeTerminal,
@@ -23,8 +24,9 @@ from tui_descent.protocol.commands import (
     WatchLens,
     WatchTask,
 )
-from tui_descent.protocol.events import Evaluated, KnobTurned, Marked, Rewound
+from tui_descent.protocol.events import Evaluated, KnobTurned, LedgerTaken, Marked, Rewound
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
+from tui_descent.training.probes.backward_pass import backward_pass
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.lens_probe import LensProbe
 from tui_descent.training.probes.range_test import RangeTest
@@ -43,6 +45,7 @@ from tui_descent.training.watch.layer_list import LayerList
 Evaluation = Callable[[], tuple[float, float | None]]
 NO_HELD_OUT_DATA = "a test surface has no held-out data"
 NO_TASK = "the task cannot be shown for your own loop: its data and what its outputs mean are not known"
+NO_REPLAY = "the backward pass of your own loop cannot be repeated: its batches cannot be replayed"
 NO_EVALUATION = 'in your own loop, call run.log("val_loss", loss) instead'
 
 
@@ -208,6 +211,8 @@ class CommandHandler:
                 if self._lens is None or self._is_surface:
                     raise ValueError("a test surface has no activations")
                 return self._lens.set_watching(client, on=command.on, layer=command.layer)
+            case MeasureBackwardPass():
+                return self._measure_backward_pass()
             case RunRangeTest():
                 return self._test_rates(client)
             case CancelRangeTest():
@@ -220,6 +225,15 @@ class CommandHandler:
                 raise AssertionError("handled by _turn")
             case ResizeTerminal():
                 raise AssertionError("handled by the keeper")
+
+    def _measure_backward_pass(self) -> str:
+        setup, net = self._steering.context.setup, self._layers.net
+        if setup is None or net is None:
+            raise ValueError(NO_REPLAY)
+        with self._steering.muted():
+            entries = backward_pass(setup, net)
+        self._progress.emit(LedgerTaken(entries=entries, **self._progress.place))
+        return "the backward pass was measured"
 
     def _rewind(self, *, back: bool) -> str:
         """Undo (`back`) or redo. Returns what was done, as text for the user.

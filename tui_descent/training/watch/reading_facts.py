@@ -1,14 +1,14 @@
 """Facts that need readings: updates that are exactly 0, a constant output, inputs of a wrong scale, batch norms that
-get one sample.
+get one sample, nets in eval mode.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tui_descent.instruments.instrument_set import Sample
-from tui_descent.instruments.net_ends import Ends
+from tui_descent.instruments.net_ends import Ends, Mode
 from tui_descent.instruments.net_structure import WatchedLayer
 from tui_descent.protocol.readings import row_value
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
@@ -33,6 +33,8 @@ class ReadingFacts:
         self._constant: dict[str, int] = {}  # by net: readings in a row with a constant output
         self._scaled: dict[str, int] = {}  # by layer: readings in a row with inputs that are too large or too small
         self._lone_norms = 0
+        self._trained: dict[str, set[str]] = {}  # by net: modules that have been in training mode
+        self._evaluating: dict[str, int] = {}  # by net: measured steps in a row with modules in eval mode
 
     @property
     def moved(self) -> bool:
@@ -72,11 +74,14 @@ class ReadingFacts:
                     "rate": rate,
                     "dtype": str(layers[0].weight.dtype).removeprefix("torch."),
                 }
+                if self._moved_at is not None:
+                    evidence["fell_from"] = self._moved_at
                 self._facts.found("no update", None, evidence, keep=True)
 
     def check_ends(self, step: int, ends: Ends) -> None:
         """Check what went into the net and what came out before update `step`."""
         self._check_outputs(step, ends)
+        self._check_modes(ends.modes)
         for layer, rms in ends.input_rms.items():
             outside = math.isfinite(rms) and not INPUT_RMS[0] <= rms <= INPUT_RMS[1]
             self._scaled[layer] = self._scaled.get(layer, 0) + 1 if outside else 0
@@ -103,3 +108,29 @@ class ReadingFacts:
         elif (found := ends.outputs.get(lasting)) is not None:
             evidence: Evidence = {"std": found.std, "rms": found.rms, "samples": float(found.samples)}
             self._facts.found("constant output", lasting or None, evidence, keep=True)
+
+    def _check_modes(self, modes: Mapping[str, Mode]) -> None:
+        """Check whether updates are made from passes in eval mode.
+
+        It is a question where this may be meant: a net that comes with its running statistics may keep them.
+        """
+        if not modes:
+            return
+        found: dict[str, tuple[str, Evidence]] = {}
+        for name, mode in modes.items():
+            trained = self._trained.setdefault(name, set())
+            trained |= mode.training
+            whole = {path for path, top in mode.evaluating.items() if top == name}
+            certain = mode.evaluating.keys() & trained or mode.fresh or (len(modes) == 1 and whole & mode.dropouts)
+            self._evaluating[name] = self._evaluating.get(name, 0) + 1 if certain or whole else 0
+            if self._evaluating[name] >= PASSES:
+                first = min(certain or whole)
+                dropouts, norms = len(mode.dropouts), len(mode.evaluating) - len(mode.dropouts)
+                evidence: Evidence = {"dropouts": float(dropouts), "norms": float(norms)}
+                found[name] = mode.evaluating[first], evidence | ({} if certain else {"question": 1.0})
+        if not found:
+            self._facts.ended("eval mode")
+            return
+        # What is certain comes before a question.
+        layer, evidence = min(found.values(), key=lambda one: (len(one[1]), one[0]))
+        self._facts.found("eval mode", layer or None, evidence)

@@ -464,23 +464,24 @@ class Watch:
     def report_end_reached(self) -> None:
         """Evaluate after the last update of a run that goes on if a viewer asks for more steps."""
         loss, accuracy = self.control.evaluate()
-        where: tuple[float, ...] | None = None
-        with self.failures.guard("the final position"):
-            where = position(self.model)
-        self.progress.emit(EndReached(loss=loss, accuracy=accuracy, position=where, **self.progress.place))
+        self.progress.emit(EndReached(loss=loss, accuracy=accuracy, position=self._position(), **self.progress.place))
 
     def _end(self, status: Status, reason: str) -> None:
         progress = self.progress
         if progress.link is None:
             return
         loss, accuracy = self.control.evaluate() if status != "failed" else (None, None)
-        where: tuple[float, ...] | None = None
-        with self.failures.guard("the final position"):
-            where = position(self.model)
+        where = self._position()
         progress.emit(
             RunEnded(status=status, step=progress.step, loss=loss, accuracy=accuracy, reason=reason, position=where)
         )
         self.control.close()
+
+    def _position(self) -> tuple[float, ...] | None:
+        found = None
+        with self.failures.guard("the final position"):
+            found = position(self.model)
+        return found  # noqa: RET504 - `guard` keeps what is raised
 
 
 def _undo_stack(

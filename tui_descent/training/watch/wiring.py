@@ -33,7 +33,8 @@ PART = "the checks of the wiring"
 # The number of first updates, each of which is checked; none of them is a fast step.
 LOOKS = 20
 MEASURED = (1, 3, 10, 13, 16)  # inputs and outputs are measured at the update after this many checked updates
-UNCLEARED, TAKEN_BACK = 3, 3  # after this many updates in a row the fact is reported
+UNCLEARED, TAKEN_BACK, CUT = 3, 3, 3  # after this many updates in a row the fact is reported
+CUT_TO = 1e-2  # a gradient of which less is left counts as cut
 UNMOVED = 4  # if all weights are still the same after this many updates in a row, that is reported
 STAYED_EQUAL = 10  # after this many updates, units that started equal would differ
 # This many losses without an update are reported, unless the loop accumulates gradients over nearly as many batches.
@@ -75,6 +76,7 @@ class Wiring:
         self._ends = NetEnds(whole_nets(model), (), failures)
         self._ends_attached = False
         self._uncleared: UnclearedGradients | None = None
+        self._cut = 0  # updates in a row with a gradient of which little was left
         self._overwritten: OverwrittenWeights | None = None
         self._equal: EqualUnits | None = None
         self._unmoved: UnheldWeights | None = UnheldWeights()  # in the first updates, until a weight moves
@@ -161,8 +163,13 @@ class Wiring:
                     if (one := self._overwritten) is not None and one.row < len(sample.rows):
                         fresh = row_value(sample.rows[one.row], "age") == 0
                         one.measured(step, row_value(sample.rows[one.row], "update_norm") if fresh else None)
-                self._by_reading.check_ends(step, ends)
+                self._check_ends(step, ends)
         return sample
+
+    def _check_ends(self, step: int, ends: Ends) -> None:
+        self._by_reading.check_ends(step, ends)
+        if self._by_loss is not None:
+            self._by_loss.add_outputs(step, ends.outputs)
 
     def step(self, loss: object, updates: int, *, skipped: bool, skipped_in_a_row: int) -> None:
         """Called at `run.step(loss)`. `updates` is the number of updates since the last call. `skipped` says that an
@@ -190,6 +197,8 @@ class Wiring:
         self._follow_net()
         if self._by_loss is not None:
             self._by_loss.observe(loss, self._ends)
+            if self._due:
+                self._by_loss.add_loss(self._progress.step, loss)
         if not updates and not skipped:
             self._stop_following()  # the loop accumulates gradients
             self._losses += 1
@@ -207,7 +216,7 @@ class Wiring:
             self._check()
         if self._looks_left > 0:
             if self._measures:
-                self._by_reading.check_ends(self._progress.step, self._ends.read().result())
+                self._check_ends(self._progress.step, self._ends.read().result())
             self._looks_left -= 1
             self._measures = LOOKS - self._looks_left in MEASURED and not self._asynchronous
             if self._measures:
@@ -261,12 +270,18 @@ class Wiring:
             self._facts.found("gradients not cleared", self._uncleared.name, evidence, keep=True)
         elif self._uncleared is not None and not self._uncleared.in_a_row:
             self._facts.ended("gradients not cleared")
+        if (one := self._uncleared) is not None and one.left is not None:
+            self._cut = self._cut + 1 if 0 < one.left < CUT_TO else 0
+            if not self._cut:
+                self._facts.ended("gradients cut")
+            elif self._cut >= CUT:
+                self._facts.found("gradients cut", None, {"left": one.left}, keep=True)
         if self.looks and self._unmoved is not None and not self._asynchronous:
             self._check_movement(self._net.layers, self._unmoved)
         if self._equal and LOOKS - self._looks_left >= STAYED_EQUAL:
             self._check_units(self._equal)
-        if (one := self._overwritten) is not None and one.in_a_row >= TAKEN_BACK:
-            self._facts.found("no update", one.name, {"left": one.left}, keep=True)
+        if (weight := self._overwritten) is not None and weight.in_a_row >= TAKEN_BACK:
+            self._facts.found("no update", weight.name, {"left": weight.left}, keep=True)
 
     def _check_movement(self, layers: Sequence[WatchedLayer], known: UnheldWeights) -> None:
         """Whether no weight has moved so far. The first that moves usually ends this after two updates."""

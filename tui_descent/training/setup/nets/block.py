@@ -5,25 +5,48 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
+
+from tui_descent.scenario.spec import ResidualSpec
 
 Where = Literal["pre", "mid", "post"]
 
 
 @dataclass(slots=True)
 class Skip:
-    """A skip connection y = gate·x + branch·f(x). With gate 0 and branch 1 it has no effect: y = f(x)."""
+    """A skip connection y = gate·x + branch·f(x). With gate 0 and branch 1 it has no effect: y = f(x).
 
-    branch: float
+    A `branch` that is a parameter of shape () is learnt. It starts at 0, so the block starts as y = x: ReZero,
+    Bachlechner et al. 2020, arXiv 2003.04887.
+    """
+
+    branch: float | nn.Parameter
     gate: float = 1.0
+
+    def __repr__(self) -> str:
+        branch = "learnt" if isinstance(self.branch, nn.Parameter) else self.branch
+        return f"Skip(branch={branch}, gate={self.gate})"
 
     def combine(self, x: Tensor, fx: Tensor) -> Tensor:
         """The block's output from its input x and its branch f(x), which have the same shape."""
-        if self.gate == 0.0 and self.branch == 1.0:
+        if self.gate == 0.0 and isinstance(self.branch, float) and self.branch == 1.0:
             return fx  # exact, even if x is infinite
         if self.gate == 1.0:
             return x + self.branch * fx
         return self.gate * x + self.branch * fx
+
+
+def rezero(like: Tensor | None = None) -> Skip:
+    """A skip whose branch is learnt and starts at 0, with the dtype and device of `like`."""
+    return Skip(nn.Parameter(torch.zeros(()) if like is None else like.new_zeros(())))
+
+
+def skip_of(spec: ResidualSpec, scale: float) -> Skip | None:
+    """The skip that a scenario describes; `scale` is the default one."""
+    if spec.name == "off":
+        return None
+    return rezero() if spec.way == "rezero" else Skip(spec.scale or scale)
 
 
 class Block(nn.Module):
@@ -33,8 +56,10 @@ class Block(nn.Module):
     There is at most one norm layer; `where` is its place, and `norm_places` are the places that it may have. The core
     contains the weights (Linear, Conv2d, attention) and is registered under the name `kind`. `out` restores the width
     if the core changes it. With `norm_after_skip` a "post" norm layer comes after the skip: norm(x + f(x)), as in
-    Vaswani et al. 2017, arXiv 1706.03762.
+    Vaswani et al. 2017, arXiv 1706.03762. `alpha` is the learnt branch of the skip, if it has one.
     """
+
+    not_layers = ("alpha",)  # parameters that get no row of their own in a reading
 
     def __init__(
         self,
@@ -57,7 +82,7 @@ class Block(nn.Module):
         self.dropout: nn.Module | None
         self.kind = kind
         self.where: Where = where
-        self.skip = skip
+        self.put_skip(skip)
         self.norm_after_skip = norm_after_skip
         self.norm_places = norm_places
         drop = nn.Dropout(dropout) if dropout else None
@@ -69,6 +94,13 @@ class Block(nn.Module):
         core = self._modules[self.kind]
         assert core is not None
         return core
+
+    def put_skip(self, skip: Skip | None) -> None:
+        """Set or remove the skip, with its learnt branch as the parameter `alpha`."""
+        self.skip = skip
+        self._parameters.pop("alpha", None)
+        if skip is not None and isinstance(skip.branch, nn.Parameter):
+            self._parameters["alpha"] = skip.branch
 
     def put_norm(self, norm: nn.Module | None, where: Where) -> None:
         """Replace the norm layer, or remove it with None. The result is as if the block had been built this way."""

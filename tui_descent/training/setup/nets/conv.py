@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from tui_descent.scenario.spec import ConvModel, InitSpec
 from tui_descent.training.setup.nets import parts
-from tui_descent.training.setup.nets.block import Block, Skip
+from tui_descent.training.setup.nets.block import Block, skip_of
 from tui_descent.training.setup.nets.mlp import default_scale
 
 
@@ -22,7 +22,7 @@ class ConvNet(nn.Module):
     def __init__(self, spec: ConvModel, *, features: int, classes: int, generator: Generator) -> None:
         super().__init__()
         width = spec.width
-        scale = spec.residual.scale or default_scale(spec.depth)
+        scale = default_scale(spec.depth)
         self.side = math.isqrt(features)
         self.stem = _conv(1, width, spec.init, generator)
         self.blocks = nn.Sequential(
@@ -33,7 +33,7 @@ class ConvNet(nn.Module):
                     kind="conv",
                     norm=parts.norm(spec.norm, width, images=True),
                     where=spec.norm.where,
-                    skip=Skip(scale) if spec.residual.name == "on" else None,
+                    skip=skip_of(spec.residual, scale),
                     dropout=spec.dropout,
                 )
                 for _ in range(spec.depth)

@@ -6,7 +6,7 @@ from torch import Generator, Tensor, nn
 
 from tui_descent.scenario.spec import MlpModel
 from tui_descent.training.setup.nets import parts
-from tui_descent.training.setup.nets.block import Block, Skip
+from tui_descent.training.setup.nets.block import Block, skip_of
 
 
 class Mlp(nn.Module):
@@ -15,7 +15,7 @@ class Mlp(nn.Module):
     def __init__(self, spec: MlpModel, *, features: int, classes: int, generator: Generator) -> None:
         super().__init__()
         width = spec.width
-        scale = spec.residual.scale or default_scale(spec.depth)
+        scale = default_scale(spec.depth)
         self.stem = parts.linear(features, width, spec.init, generator)
         self.blocks = nn.Sequential(
             *(
@@ -24,7 +24,7 @@ class Mlp(nn.Module):
                     parts.activation(spec.activation),
                     norm=parts.norm(spec.norm, width),
                     where=spec.norm.where,
-                    skip=Skip(scale) if spec.residual.name == "on" else None,
+                    skip=skip_of(spec.residual, scale),
                     dropout=spec.dropout,
                 )
                 for _ in range(spec.depth)

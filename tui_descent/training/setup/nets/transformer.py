@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tui_descent.scenario.spec import InitSpec, TransformerModel
 from tui_descent.training.setup.nets import parts
-from tui_descent.training.setup.nets.block import Block, Skip
+from tui_descent.training.setup.nets.block import Block, skip_of
 from tui_descent.training.setup.nets.mlp import default_scale
 
 MLP_RATIO = 4  # inner width of the MLP block, in units of W
@@ -71,7 +71,7 @@ class Transformer(nn.Module):
 def _block(
     spec: TransformerModel, core: nn.Module, activation: nn.Module | None, out: nn.Module | None, kind: str
 ) -> Block:
-    scale = spec.residual.scale or default_scale(2 * spec.depth)
+    scale = default_scale(2 * spec.depth)
     return Block(
         core,
         activation,
@@ -79,7 +79,7 @@ def _block(
         out=out,
         norm=parts.norm(spec.norm, spec.width),
         where=spec.norm.where,
-        skip=Skip(scale) if spec.residual.name == "on" else None,
+        skip=skip_of(spec.residual, scale),
         dropout=spec.dropout,
         norm_after_skip=True,
         norm_places=("pre", "post"),

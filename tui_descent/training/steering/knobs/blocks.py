@@ -177,6 +177,10 @@ class ResidualKnob(Knob):
         """Open or close the skips. The result contains the way that was chosen for `auto`."""
         context, blocks, targets = self._context, self._blocks(), self._targets(turn.target)
         old = self._value_of(targets)
+        if turn.value == "on" and turn.way == "rezero":
+            return self._rezero(turn, targets, old)
+        if learnt := [context.blocks[t] for t in targets if t in context.blocks and surgery.is_learnt(blocks[t])]:
+            context.update_parameters(surgery.fix_branches(context.model, learnt))
         way = self._way(turn, [blocks[t] for t in targets])
         scale = self._scale(turn, way)
         steps = surgery.WAY_STEPS[way]
@@ -192,6 +196,20 @@ class ResidualKnob(Knob):
         scale_used = scale if turn.value == "on" else None
         note = None if context.blocks else self._note(targets, turn.value)
         return KnobChange(old=old, new=self._value_of(targets), way=way, scale=scale_used, note=note)
+
+    def _rezero(self, turn: TurnKnob, targets: list[str], old: str) -> KnobChange:
+        """Give blocks of a built-in net a skip whose branch is learnt."""
+        context = self._context
+        if not context.blocks:
+            raise ValueError("rezero adds parameters, which only built-in nets can have: choose another way")
+        if turn.scale is not None:
+            raise ValueError(f"scale = {turn.scale:g}; with rezero the scale is learnt and starts at 0; leave it out")
+        for target in targets:
+            context.transitions.pop(("residual", target), None)
+        changed = surgery.put_rezero(context.model, [context.blocks[t] for t in targets])
+        context.update_parameters(changed)
+        note = f"{len(changed.added)} parameters added" if changed.added else None
+        return KnobChange(old=old, new=self._value_of(targets), way="rezero", note=note)
 
     def _note(self, targets: list[str], value: str) -> str:
         """A note that says which blocks of a user's net were changed, and what that means for files with the net."""

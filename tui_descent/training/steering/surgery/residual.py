@@ -8,10 +8,13 @@ numbers linearly to (1, scale); "instant" sets them at once. A "rotation" moves 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal, Protocol
 
-from tui_descent.training.setup.nets.block import Skip
-from tui_descent.training.steering.surgery.transition import Transition
+from torch import nn
+
+from tui_descent.training.setup.nets.block import Block, Skip, rezero
+from tui_descent.training.steering.surgery.transition import ParameterChanges, Transition, parameter_changes
 
 Way = Literal["instant", "ramp", "gentle", "rotation"]
 RESIDUAL_STEPS = 20  # the number of updates of a ramp
@@ -63,8 +66,34 @@ def close_skip(block: HasSkip, *, steps: int, way: Way = "ramp") -> Transition:
     return _move(block, block.skip, (0.0, 1.0), steps=steps, way=way, remove=True)
 
 
+def is_learnt(block: HasSkip) -> bool:
+    """Whether the branch of the block's skip is a parameter."""
+    return block.skip is not None and isinstance(block.skip.branch, nn.Parameter)
+
+
+def put_rezero(model: nn.Module, blocks: Iterable[Block]) -> ParameterChanges:
+    """Give each of the `blocks` a skip with a learnt branch that starts at 0, so that its output is its input. A block
+    that already has one keeps it.
+    """
+    before = dict(model.named_parameters())
+    for block in blocks:
+        if not is_learnt(block):
+            block.put_skip(rezero(next(block.core.parameters())))
+    return parameter_changes(model, before)
+
+
+def fix_branches(model: nn.Module, blocks: Iterable[Block]) -> ParameterChanges:
+    """Turn learnt branches into numbers of the same value, which a transition can change."""
+    before = dict(model.named_parameters())
+    for block in blocks:
+        if block.skip is not None and isinstance(block.skip.branch, nn.Parameter):
+            block.put_skip(Skip(block.skip.branch.item(), gate=block.skip.gate))
+    return parameter_changes(model, before)
+
+
 def _move(block: HasSkip, skip: Skip, end: tuple[float, float], *, steps: int, way: Way, remove: bool) -> Transition:
     """A transition from the current (gate, branch) to `end`: linear, or in polar coordinates for a rotation."""
+    assert isinstance(skip.branch, float)
     start = (skip.gate, skip.branch)
 
     def set_(t: float) -> None:
