@@ -71,9 +71,13 @@ def _with_ends(curve: list[str], first: float, last: float) -> list[str]:
     rows = [n for n, row in enumerate(curve) if row[at] != " "]
     ends = rows[len(rows) // 2]
     return [
-        f"{f'{first:.3g}' if n == begins else '':>{LABEL}}│{row}{f' {last:.2g}' if n == ends else ''}".rstrip()
+        f"{_short(first, 3) if n == begins else '':>{LABEL}}│{row}{f' {_short(last, 2)}' if n == ends else ''}".rstrip()
         for n, row in enumerate(curve)
     ]
+
+
+def _short(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}".replace("e+0", "e").replace("e+", "e")
 
 
 def _key(turn: str) -> str:

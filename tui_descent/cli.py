@@ -518,6 +518,7 @@ def _dashboard(launch: Launch) -> tuple[int, Then]:
             name=launch.name,
             log_path=launch.path / LOG_FILE,
             script=launch.command is not None,
+            scenario=launch.scenario,
             keeper_gone=lambda: keeper.poll() is not None,
         )
         return code, then

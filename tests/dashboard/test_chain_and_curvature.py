@@ -171,8 +171,11 @@ def test_curvature_numbers_show_their_method_and_error() -> None:
     assert "1.5× the limit: steps grow" in found[1]
     assert "not converged; zero within the error" in found[2]
     assert "not measured yet" in found[3]
+    nan = text(CurvaturePanel(), view(curved(20, math.nan, math.nan, 2.0)), 100, 6)
+    assert "λmax is not a number" in nan
+    assert "stable" not in nan
     whole = text(CurvaturePanel(), view(curved(20, 3.0, 1.0, None, how="full Hessian", residual_min=0.0)), 100, 6)
-    assert "exact, from the full Hessian; positive in every direction" in whole
+    assert "exact, full Hessian; positive in every direction" in whole
     assert "not known for this optimizer" in whole
 
 

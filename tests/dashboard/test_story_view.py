@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from driver import Dashboard, compare, open_dashboard
 from factories import started, steps, turned, vanishing
+from textual import events
 
+from tui_descent.dashboard.dialogs.end_card import EndCardDialog
 from tui_descent.protocol.commands import Stop, TurnKnob
 from tui_descent.protocol.events import AnyEvent, Noted, RunEnded, StateChanged
 from tui_descent.scenario import presets
@@ -159,3 +161,42 @@ async def test_a_failed_run_can_be_restarted() -> None:
         await dashboard.press("R")
         await dashboard.wait_until(lambda: dashboard.app.return_value is not None)
         assert (dashboard.app.return_value, dashboard.app.then) == (1, "restart")
+
+
+async def test_the_story_can_be_read_while_torch_is_imported() -> None:
+    table = to_table(presets.find("saddle")[1])
+    async with open_dashboard((120, 40), [], scenario=table) as dashboard:
+        await dashboard.press("h")
+        await dashboard.shows("Story h", "A saddle: the gradient", "The run has not started yet.", "The loss is x^2")
+        dashboard.keeper.publish(*run_of(100, "saddle"))
+        await dashboard.shows("Next: watch until about step 300")
+
+
+async def test_a_paused_run_asks_for_a_prediction_and_the_end_repeats_the_card() -> None:
+    async with open_dashboard((120, 40), run_of(200)) as dashboard:
+        dashboard.keeper.publish(StateChanged(state="paused"))
+        await dashboard.press("h")
+        await dashboard.shows("Next: press r, then space.")
+        await dashboard.press("r")
+        await dashboard.shows("what will the loss do")
+        await dashboard.press("escape")
+        dashboard.keeper.publish(StateChanged(state="waiting"))
+        await dashboard.shows("The end of this run")
+        await dashboard.press("y")
+        await dashboard.wait_until(lambda: "The end of this run" not in dashboard.text())
+        await dashboard.shows("What happened", "Nothing was changed.", "Next: restart (R), then press r.")
+
+
+async def test_keys_that_come_faster_than_a_dialog_closes_do_nothing() -> None:
+    async with open_dashboard((120, 40), run_of(600)) as dashboard:
+        await dashboard.drawn()
+        dashboard.keeper.publish(StateChanged(state="waiting"))
+        await dashboard.shows("The end of this run")
+        card = dashboard.app.screen
+        assert isinstance(card, EndCardDialog)
+        for key in ("semicolon", "semicolon", "escape"):
+            card.post_message(events.Key(key, None))
+        await dashboard.wait_until(lambda: dashboard.app.screen is dashboard.app.run_screen)
+        await dashboard.press("h")
+        await dashboard.shows("What happened")
+        assert dashboard.app.screen is dashboard.app.run_screen

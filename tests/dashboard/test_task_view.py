@@ -55,8 +55,8 @@ async def test_pictures_are_requested_only_while_the_view_is_open_and_in_its_siz
         await dashboard.shows("residual off")
         await dashboard.press("8")
         await dashboard.shows("waiting for the first picture")
-        await dashboard.wait_until(lambda: dashboard.keeper.received == [WatchTask(on=True, columns=110, rows=32)])
-        dashboard.keeper.publish(taken(surface_picture(110, 32), step=31))
+        await dashboard.wait_until(lambda: dashboard.keeper.received == [WatchTask(on=True, columns=110, rows=31)])
+        dashboard.keeper.publish(taken(surface_picture(110, 31), step=31))
         await dashboard.shows("step 31", "x = 0.2000", "gradient (0.4000, -0.5730)", "minimum")
         await dashboard.pilot.resize_terminal(80, 24)
         await dashboard.wait_until(lambda: dashboard.keeper.received[1:] == [WatchTask(on=True, columns=70, rows=16)])
@@ -343,14 +343,14 @@ def test_cells_without_a_finite_loss_are_hatched(depth: Depth) -> None:
     drawn = text(picture, columns + 8, rows + 2, depth).splitlines()[1:-1]
     assert [row[8:18] for row in drawn] == ["╱" * 10] * rows
     assert "╱" not in "".join(row[18:] for row in drawn)
-    assert "╱ not finite" in legend(picture, depth)
-    assert "not finite" not in legend(surface_picture(columns, rows), depth)
+    assert "╱ not finite" in legend(picture, depth, 60)
+    assert "not finite" not in legend(surface_picture(columns, rows), depth, 60)
 
 
 def test_a_maximum_has_its_own_glyph() -> None:
     picture = surface_picture(critical=(CriticalPoint("maximum", (0.5, 0.5)),))
     assert "▴" in text(picture, 80, 24)
-    assert "▴ maximum" in legend(picture, "truecolor")
+    assert "▴ maximum" in legend(picture, "truecolor", 60)
 
 
 def test_the_legend_and_the_numbers_of_a_surface_fit_into_a_narrow_panel() -> None:

@@ -24,6 +24,7 @@ from tui_descent.dashboard.command_palette import CommandProvider
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.dialogs.leave import LeaveDialog, Then
 from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.panels.story import read_scenario
 from tui_descent.dashboard.screen_writer import ScreenWriter
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals, run_app
@@ -43,7 +44,8 @@ class DescentApp(App[int]):
     """The dashboard of one run; to the keeper it is one viewer.
 
     `log_path`: the file with what the trainer prints. `script`: the trainer is a user's script, which may save for as
-    long as it needs after a stop. `keeper_gone` says whether the keeper's process has exited.
+    long as it needs after a stop. `scenario` is the run's, as a table. `keeper_gone` says whether the keeper's process
+    has exited.
     """
 
     CSS_PATH = Path(__file__).parent / "dashboard.tcss"
@@ -61,6 +63,7 @@ class DescentApp(App[int]):
         log_path: Path | None = None,
         signals: Signals | None = None,
         script: bool = False,
+        scenario: dict[str, Any] | None = None,
         keeper_gone: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
@@ -68,7 +71,9 @@ class DescentApp(App[int]):
         self._is_script = script
         self.run_name = name
         self.fps = fps
-        self.run_screen = RunScreen(self.bridge, name=name, log_path=log_path, script=script)
+        self.run_screen = RunScreen(
+            self.bridge, name=name, log_path=log_path, script=script, scenario=read_scenario(scenario)
+        )
         self._bridge_task: asyncio.Task[None] | None = None
         self._stop_deadline_s: float | None = None
         self.then: Then = "quit"  # what follows when the dashboard is closed
@@ -176,6 +181,7 @@ def run_dashboard(
     fps: float = 10.0,
     log_path: Path | None = None,
     script: bool = False,
+    scenario: dict[str, Any] | None = None,
     keeper_gone: Callable[[], bool] = lambda: False,
 ) -> tuple[int, Then]:
     """Show a run until the user leaves it, then print how it ended if that matters.
@@ -184,7 +190,14 @@ def run_dashboard(
     """
     signals = Signals()
     app = DescentApp(
-        socket, name=name, fps=fps, log_path=log_path, script=script, keeper_gone=keeper_gone, signals=signals
+        socket,
+        name=name,
+        fps=fps,
+        log_path=log_path,
+        script=script,
+        scenario=scenario,
+        keeper_gone=keeper_gone,
+        signals=signals,
     )
     code = run_app(app, signals)
     if signals.caught is not None:

@@ -128,7 +128,7 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
         evaluate=lambda: evaluate(setup),
         replay=setup,
         curvature=CurvatureProbe(
-            setup.probe,
+            setup.curvature_probe,
             setup.model,
             setup.optimizer,
             sampler=sampler,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Generic, TypeVar
 
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
 
@@ -32,6 +33,12 @@ class Dialog(ModalScreen[Answer | None], Generic[Answer]):
     def action_simulate(self, key: str) -> None:
         """Act as a key: its hint was clicked."""
         self.app.call_later(self.app.simulate_key, key)  # not now: the click is still being handled
+
+    def dismiss(self, result: Answer | None = None) -> AwaitComplete:
+        """Close with an answer. Keys that were pressed before the dialog had gone do nothing."""
+        if self not in self.app.screen_stack:
+            return AwaitComplete.nothing()
+        return super().dismiss(result)
 
     def action_cancel(self) -> None:
         """Close without an answer."""

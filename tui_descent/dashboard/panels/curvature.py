@@ -59,7 +59,7 @@ def method(read: CurvatureReading, residual: float) -> str:
     if math.isnan(residual):
         return f"{read.how}: NaN"
     if read.how == "full Hessian":
-        return "exact, from the full Hessian"
+        return "exact, full Hessian"
     return f"Lanczos, {'converged' if residual <= 1e-2 else 'not converged'}"
 
 

@@ -32,8 +32,11 @@ class GradientsPanel(LayerBarsPanel):
         self._scale = LogScale(-6, 1)
 
     def heading(self, view: View) -> tuple[str, str]:
+        title, clipping = f"‖∂L/∂W‖ {reading_time(view)}", _clipping(view)
+        if len(f" Gradient  {title}{clipping} ") > self.content_size.width - 2:
+            clipping = ""  # the border would cut its numbers
         return (
-            f"Gradient  [dim]‖∂L/∂W‖ {reading_time(view)}[/dim]{_clipping(view)}",
+            f"Gradient  [dim]{title}[/dim]{clipping}",
             f"{power_of_ten(self._scale.low)} … {power_of_ten(self._scale.high)}  {ONE_LAYER}",
         )
 

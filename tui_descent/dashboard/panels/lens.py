@@ -123,7 +123,8 @@ def _numbers(taken: LensTaken, function: ActivationFunction, width: int) -> Stri
     if histogram.not_finite:
         notes.insert(0, (f"{with_commas(histogram.not_finite)} NaN or inf", colours.ORANGE))
     if outside:
-        notes.append((f"{100 * outside / counted:.2g} % outside", colours.DIM))
+        share = 100 * outside / counted
+        notes.append((f"{share:{'.0f' if share >= 10 else '.2g'}} % outside", colours.DIM))
     notes.append((plural(histogram.values, "value"), colours.DIM))
     for text, style in notes:
         if line.width + 2 + len(text) <= width:

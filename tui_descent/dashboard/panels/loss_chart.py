@@ -61,12 +61,14 @@ class LossPanel(Panel):
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         pyramid = view.history.losses.get(view.history.segment)
-        if not pyramid:
+        if not pyramid and not (view.ghosts and view.history.ghosts):  # after an undo to step 0 there are only ghosts
             return waiting_notice(view, width, height, "step", state=True)
         left = gutter(view, width)
         time_axis = TimeAxis.of(view.history, width - left, recent=view.recent)
         rows = height - 1
-        bins = self._columns.read(pyramid, time_axis.steps_per_dot, time_axis.first_step, time_axis.last_step)
+        bins: list[tuple[int, list[float]]] = []
+        if pyramid:
+            bins = self._columns.read(pyramid, time_axis.steps_per_dot, time_axis.first_step, time_axis.last_step)
         points = _held_out(view, time_axis)
         axis = self._axis = _axis(bins, points, view, time_axis)
         numbers = axis.labels(rows, width=left - 1)
@@ -148,6 +150,7 @@ def _axis(
 ) -> Axis:
     found = [v for _, b in bins for v in (b[MIN], b[MAX], b[SMOOTH]) if math.isfinite(v)]
     found += [v for _, v in points]
-    if found and view.history.ghosts:
-        found += axis_values(view, time_axis, min(found), max(found))
+    if view.history.ghosts:
+        low, high = (min(found), max(found)) if found else (-math.inf, math.inf)
+        found += axis_values(view, time_axis, low, high)
     return axis_over(found, log=view.log)

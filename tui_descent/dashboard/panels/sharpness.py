@@ -84,6 +84,8 @@ def limit_verdict(taken: CurvatureTaken) -> tuple[str, bool]:
     """How λmax compares with its limit, in words, and whether steps are stable."""
     if taken.edge is None:
         return "", True
+    if math.isnan(taken.edge):
+        return "not a number", False
     ratio = f"{taken.edge:.3g}× the limit"
     if taken.edge > 1.1:
         return f"{ratio}: steps grow", False

@@ -62,6 +62,7 @@ from tui_descent.protocol.layer_names import in_words
 from tui_descent.protocol.lens import BINS
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS, NEUTRAL_KNOBS, text_of
+from tui_descent.scenario.spec import Scenario
 from tui_descent.telemetry.script_output import ScriptOutput
 from tui_descent.telemetry.story import end_card
 
@@ -101,10 +102,18 @@ class RunScreen(Screen[None]):
             super().__init__()
             self.then = then
 
-    def __init__(self, bridge: Bridge, *, name: str, log_path: Path | None = None, script: bool = False) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        *,
+        name: str,
+        log_path: Path | None = None,
+        script: bool = False,
+        scenario: Scenario | None = None,
+    ) -> None:
         super().__init__()
         self.bridge = bridge
-        self.view = View(history=bridge.history, name=name)
+        self.view = View(history=bridge.history, name=name, scenario=scenario)
         self._output = None if log_path is None else ScriptOutput(log_path)
         self._output_due_s = 0.0
         self._script_size: tuple[int, int] | None = None
@@ -245,7 +254,7 @@ class RunScreen(Screen[None]):
         A test surface has no layers: the overview and the story show its picture in place of the heat-map.
         """
         bridge, wanted = self.bridge, WatchTask(on=False)
-        scenario = scenario_of(bridge.history.started)
+        scenario = scenario_of(bridge.history.started) or self.view.scenario
         on_surface, lanes = scenario is not None and scenario.data is None, bridge.history.lanes
         self.set_class(on_surface, "surface")
         shown = "task" if self.has_class("view-task") else ""

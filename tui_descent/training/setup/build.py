@@ -105,6 +105,19 @@ class Setup:
         """
         return self.probe_outputs_and_loss()[1]
 
+    def curvature_probe(self) -> Tensor:
+        """The loss whose curvature is measured: that of the probe batch.
+
+        A text is cut to as many sequences as a batch has, or to `PROBE_SAMPLES` positions if that is more: each sample
+        has a loss at many positions, and a Hessian-vector product costs many times a training step.
+        """
+        if self.batches is None or self.loss_function is None:
+            return self.probe()
+        x, y = self._probe_batch()
+        count = max(self.batches.size, PROBE_SAMPLES // max(1, y[0].numel()))
+        with evaluating(self.model):
+            return self.loss_function(self.model(x[:count]), y[:count])
+
     def probe_outputs_and_loss(self) -> tuple[Tensor, Tensor]:
         """The net's outputs for the probe batch, and their loss, in eval mode. A surface's output is its loss."""
         if self.batches is None or self.loss_function is None:
