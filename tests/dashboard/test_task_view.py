@@ -10,6 +10,8 @@ import pytest
 from driver import compare, open_dashboard
 from factories import started, steps, vanishing
 from task_pictures import (
+    addition_picture,
+    classes_picture,
     curve_picture,
     digits_picture,
     prediction,
@@ -30,6 +32,7 @@ from tui_descent.protocol.events import AnyEvent, RunEnded, StateChanged
 from tui_descent.protocol.task_pictures import (
     MAX_NET_CELLS,
     NO_GUESS,
+    ClassGroup,
     CriticalPoint,
     SurfacePicture,
     TaskPicture,
@@ -128,6 +131,8 @@ def pictures(columns: int, rows: int) -> dict[str, TaskPicture]:
         "regions": regions_picture(*grid_size(columns, 2 * rows, MAX_NET_CELLS)),
         "digits": digits_picture(),
         "text": text_picture(),
+        "addition": addition_picture(),
+        "classes": classes_picture(),
     }
 
 
@@ -269,13 +274,78 @@ def test_digits_show_guess_truth_and_sureness() -> None:
     assert rows[1].rstrip().endswith("most often confused")
     assert rows[2].rstrip().endswith("9 taken for 4   12×")
     perfect = digits_picture(confusions=(), right=360)
-    assert text(perfect, 78, 17).splitlines()[1].rstrip().endswith("no digit is confused")
+    assert text(perfect, 78, 17).splitlines()[1].rstrip().endswith("no class is confused")
 
 
 def test_images_are_whole_and_as_many_as_fit() -> None:
     for width, height, count in ((78, 17, 15), (118, 33, 45), (10, 6, 1), (9, 6, 0), (10, 5, 0), (198, 54, 96)):
         drawn = text(digits_picture(), width, height)
         assert sum(drawn.count(mark) for mark in "✓✗") == count, (width, height)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (12, 12), (16, 5), (5, 16), (13, 7)])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_images_of_any_size_are_drawn_whole(height: int, width: int, depth: Depth) -> None:
+    one = bytes(16 if x in (0, width - 1) or y in (0, height - 1) else 0 for y in range(height) for x in range(width))
+    picture = digits_picture(30, pixels=one * 30, height=height, width=width)
+    rows = text(picture, 98, 30, depth).splitlines()
+    step, down = max(width, 8) + 2, (height + 1) // 2 + 1
+    assert rows[down][1:3] == "0✓"
+    assert rows[down][1 + step : 3 + step] == "1✓"
+    if depth == "none":
+        left = 1 + max(0, 8 - width) // 2
+        image = [row[left : left + width] for row in rows[1:down]]
+        assert {row[0] for row in image} <= {"█", "▀"}
+        assert {row[-1] for row in image} <= {"█", "▀"}
+        assert image[0].strip("▀█") == ""
+    for size in ((1, 1), (12, 5), (42, 3), (78, 17), (198, 54)):
+        text(picture, *size, depth)
+    letters = digits_picture(30, digits=bytes([34] * 30), guesses=bytes([12] * 30))
+    assert "12✗(34)" in text(letters, 78, 17, depth)
+
+
+def test_the_table_shows_each_pair_of_a_modular_addition() -> None:
+    def right(a: int, b: int) -> bool:
+        return (7 * a + b) % 3 > 0 or (7 * a + b) % 9 == 0
+
+    large = text(addition_picture(7), 60, 12, "none").splitlines()
+    assert "right: trained 1,120/1,120  held out 187/561" in large[0]
+    for a in range(7):
+        assert large[1 + a][:5] == {0: " a 0 ", 5: "   5 "}.get(a, "     ")
+        assert large[1 + a][5:19] == "".join("██" if right(a, b) else "  " for b in range(7))
+    small = text(addition_picture(7), 60, 6, "none").splitlines()
+    for row in range(3):
+        halves = [(right(2 * row, b), right(2 * row + 1, b)) for b in range(7)]
+        assert small[1 + row][5:12] == "".join(" ▄▀█"[2 * upper + lower] for upper, lower in halves)
+    assert small[4][5:12] == "".join("▀" if right(6, b) else " " for b in range(7))
+
+
+def test_bars_show_the_loss_of_each_size_of_class() -> None:
+    rows = text(classes_picture(), 98, 22).splitlines()
+    assert "25% of the held-out samples are recognised" in rows[0]
+    bars = {row[:28].strip(): row.count("━") for row in rows if "━" in row}
+    assert next(iter(bars)) == "2 classes of 64 samples"
+    assert list(bars)[-1] == "128 classes of 1 sample"
+    assert sorted(bars.values()) == list(bars.values())
+    assert "0.0200 nats" in rows[3]
+    assert "100% right" in rows[3]
+    assert "5.541 nats, the loss of a guess" in text(classes_picture(), 98, 22)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_any_table_and_any_classes_are_drawn_in_any_size(depth: Depth) -> None:
+    for size in ((1, 1), (5, 3), (8, 4), (42, 3), (58, 15), (78, 17), (118, 33), (198, 54)):
+        for modulus in (5, 41, 97):
+            text(addition_picture(modulus), *size, depth)
+        for groups in (2, 8, 10):
+            text(classes_picture(groups), *size, depth)
+        for loss in (math.nan, math.inf, 0.0, 1e30):
+            broken = (ClassGroup(classes=1, samples=100_000, loss=loss, right=0.0),)
+            text(classes_picture(groups=broken, guess=0.7), *size, depth)
+    assert "the outputs are NaN" in text(
+        classes_picture(groups=(ClassGroup(classes=1, samples=1, loss=math.nan, right=0.0),)), 78, 9
+    )
+    assert legend(addition_picture(), depth)
 
 
 def test_images_without_colours_have_shapes() -> None:
@@ -322,7 +392,18 @@ def test_any_text_is_drawn_in_any_size() -> None:
     assert legend(nothing, "none", 60)
 
 
-@pytest.mark.parametrize("picture", [surface_picture, curve_picture, regions_picture, digits_picture, text_picture])
+@pytest.mark.parametrize(
+    "picture",
+    [
+        surface_picture,
+        curve_picture,
+        regions_picture,
+        digits_picture,
+        text_picture,
+        addition_picture,
+        classes_picture,
+    ],
+)
 def test_no_text_is_cut_in_a_narrow_terminal(picture: Callable[[], TaskPicture]) -> None:
     long = {"point": (-0.00233, -0.00038), "loss": -5.3e-06, "gradient": (-0.00467, -0.00076)}
     shown = surface_picture(**long) if picture is surface_picture else picture()

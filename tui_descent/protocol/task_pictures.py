@@ -13,6 +13,7 @@ MAX_PATH = 768  # positions of the path on a surface
 MAX_RACE_PATHS = 1536  # positions of all paths of a race together
 MAX_SAMPLES = 512  # points of a data set in the plane
 MAX_DIGITS = 96  # images
+MAX_IMAGE_SIDE = 16  # larger images are made smaller
 MAX_CONFUSIONS = 8
 MAX_TEXT = 2048  # characters of held-out text
 TEXT_LINES, MAX_LINE = 6, 120  # lines that the net writes, and their characters
@@ -96,11 +97,12 @@ class Confusion(msgspec.Struct, frozen=True):
 
 
 class DigitsPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="digits"):
-    """What the net takes held-out digits for.
+    """What the net takes held-out digits for, or other images with numbered classes.
 
-    The first images of the held-out data are always the same ones. `pixels` has 64 bytes from 0 to 16 for each, row by
-    row. The other fields have one byte for each: the digit, the net's guess (`NO_GUESS` if an output is not finite) and
-    how sure it is, from 0 to 255: its probability or, with mse, its output.
+    The first images of the held-out data are always the same ones. `pixels` has `height` · `width` bytes from 0 to 16
+    for each, row by row; large images are made smaller. The other fields have one byte for each: the digit, the net's
+    guess (`NO_GUESS` if an output is not finite) and how sure it is, from 0 to 255: its probability or, with mse, its
+    output.
 
     `right` of all `count` held-out images are recognised; `confusions` are their most frequent mistakes.
     """
@@ -112,6 +114,8 @@ class DigitsPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     right: int
     count: int
     confusions: tuple[Confusion, ...]
+    height: int = 8
+    width: int = 8
 
 
 NO_GUESS = 255
@@ -134,7 +138,44 @@ class TextPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     loss: float
 
 
-TaskPicture = SurfacePicture | RacePicture | RegionsPicture | DigitsPicture | TextPicture
+class AdditionPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="addition"):
+    """The table of a modular addition: which sums the net gets right.
+
+    `cells` has a byte for each pair (a, b), the pairs with a = 0 first: 1 if the pair is held out, plus 2 if the net's
+    answer is right. The numbers count pairs.
+    """
+
+    modulus: int
+    cells: bytes
+    trained: int
+    trained_right: int
+    held_out: int
+    held_out_right: int
+
+
+class ClassGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """The classes of one size: how many they are, the training samples of each, and what the net makes of them.
+
+    `loss` is the mean over their training samples, in nats; NaN if an output is not finite. `right` is the share of
+    their held-out samples that are recognised.
+    """
+
+    classes: int
+    samples: int
+    loss: float
+    right: float
+
+
+class ClassesPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="classes"):
+    """Loss and accuracy by the size of the classes, the largest classes first. `guess` is the loss of a guess."""
+
+    groups: tuple[ClassGroup, ...]
+    guess: float
+
+
+TaskPicture = (
+    SurfacePicture | RacePicture | RegionsPicture | DigitsPicture | TextPicture | AdditionPicture | ClassesPicture
+)
 
 
 def grid_size(columns: int, rows: int, most: int) -> tuple[int, int]:

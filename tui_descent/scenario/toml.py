@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import msgspec
 
-from tui_descent.scenario import formula, knobs, schedules
+from tui_descent.scenario import formula, knobs, own_data, schedules
 from tui_descent.scenario.claim_problems import claim_problems
 from tui_descent.scenario.race import lanes_of
 from tui_descent.scenario.spec import (
     UNDO,
     ConvModel,
     DigitsData,
+    OwnImagesData,
     Scenario,
     SurfaceModel,
     TextData,
@@ -26,6 +28,8 @@ from tui_descent.scenario.toml_limits import excess
 from tui_descent.scenario.validate import MAX_SHOWN, Problem, convert, escape_controls, shorten
 
 MAX_BYTES = 1_000_000
+PATHS = ("path", "labels")  # of a data file, in the table data
+MAX_PATH = 4096
 
 
 class ScenarioError(ValueError):
@@ -41,18 +45,27 @@ class ScenarioError(ValueError):
 
 
 def read(path: Path, *, overrides: Iterable[str] = ()) -> Scenario:
-    """Read a scenario from a file and apply overrides of the form `place=value`. Raises `ScenarioError`."""
-    return from_text(_text(path), source=str(path), overrides=overrides)
+    """Read a scenario from a file and apply overrides of the form `place=value`. Raises `ScenarioError`.
+
+    Its own data file has to be valid, too. Relative paths in the scenario file begin at its folder.
+    """
+    scenario = from_text(_text(path), source=str(path), overrides=overrides, folder=path.parent)
+    if (problem := own_data.check(scenario)) is not None:
+        raise ScenarioError(str(path), [Problem("data.path", problem)])
+    return scenario
 
 
-def from_text(text: str, *, source: str, overrides: Iterable[str] = ()) -> Scenario:
-    """Read a scenario from TOML text. Raises `ScenarioError`."""
+def from_text(text: str, *, source: str, overrides: Iterable[str] = (), folder: Path | None = None) -> Scenario:
+    """Read a scenario from TOML text. Paths of data files are relative to `folder`. Raises `ScenarioError`."""
     if (found := excess(text)) is not None:
         raise ScenarioError(source, [Problem("", f"not valid TOML: {found}")])
     try:
         table = tomllib.loads(text)
     except (RecursionError, ValueError) as error:
         raise ScenarioError(source, [Problem("", f"not valid TOML: {shorten(str(error), 200)}")]) from None
+    data = table.get("data")
+    if folder is not None and isinstance(data, dict):
+        data |= {name: _absolute(data[name], folder) for name in PATHS if name in data}
     return from_table(table, source=source, overrides=overrides)
 
 
@@ -131,6 +144,8 @@ def _override(table: dict[str, Any], text: str) -> None:
     except (ValueError, RecursionError):
         item = value  # a bare word, as in model.activation=gelu
     *path, last = place.split(".")
+    if path == ["data"] and last in PATHS:
+        item = _absolute(item, Path())
     for part in path:
         inner = table.setdefault(part, {})
         if isinstance(inner, str):
@@ -139,6 +154,16 @@ def _override(table: dict[str, Any], text: str) -> None:
             raise ScenarioError(source, [Problem(place, f"{part} is not a table")])
         table = inner
     table[last] = item
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    """The absolute path of a data file, since trainer and dashboard may run in other folders."""
+    if not isinstance(value, str) or not value or len(value) > MAX_PATH:
+        return value
+    try:
+        return os.path.abspath(folder / Path(value).expanduser())
+    except (RuntimeError, ValueError, OSError):  # no home folder, or the current folder was deleted
+        return value
 
 
 def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
@@ -152,7 +177,7 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
         if s.run.dtype == "float64" and s.run.device == "mps":
             found.append(Problem("run.dtype", 'MPS has no float64; use float32 or device = "cpu"'))
         found += _family_problems(s)
-        if isinstance(s.data, DigitsData) and s.data.subset and s.data.batch_size > s.data.subset:
+        if isinstance(s.data, DigitsData | OwnImagesData) and s.data.subset and s.data.batch_size > s.data.subset:
             text = f"found {s.data.batch_size}; allowed: at most data.subset = {s.data.subset}"
             found.append(Problem("data.batch_size", text))
     if s.optimizer.name == "nesterov" and s.optimizer.momentum == 0:
@@ -215,18 +240,18 @@ def _family_problems(s: Scenario) -> list[Problem]:
         found.append(Problem("model.residual.scale", text))
     data = "" if s.data is None else type(s.data).__struct_config__.tag
     if isinstance(s.model, ConvModel):
-        if s.data is not None and not isinstance(s.data, DigitsData):
-            found.append(Problem("data.name", f'found "{data}"; a conv net can only be trained on the data set digits'))
+        if s.data is not None and not isinstance(s.data, DigitsData | OwnImagesData):
+            found.append(Problem("data.name", f'found "{data}"; allowed for a conv net: digits, own-images'))
     elif isinstance(s.model, TransformerModel):
         if s.data is not None and not isinstance(s.data, TextData):
-            found.append(Problem("data.name", f'found "{data}"; allowed for a transformer: text'))
+            found.append(Problem("data.name", f'found "{data}"; allowed for a transformer: text, own-text'))
         if s.model.width % s.model.heads:
             text = f"found {s.model.heads}; allowed: a divisor of model.width = {s.model.width}"
             found.append(Problem("model.heads", text))
         if s.model.norm.name != "none" and s.model.norm.where == "mid":
             found.append(Problem("model.norm.where", 'found "mid"; allowed for a transformer: "pre", "post"'))
     elif isinstance(s.data, TextData):
-        found.append(Problem("data.name", 'found "text"; only a transformer can use it'))
+        found.append(Problem("data.name", f'found "{data}"; only a transformer can use it'))
     return found
 
 

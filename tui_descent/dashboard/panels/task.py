@@ -12,15 +12,16 @@ from tui_descent.dashboard.view import View
 
 
 class TaskPanel(Panel):
-    """The surface, the decision regions, the digits or the text that the run learns."""
+    """The surface, the decision regions, the images, the text or the table that the run learns."""
 
     min_interval_s = 0.1
     help_text = (
         "A picture of what the net has learnt. The trainer makes it while this view is open, at most five times a "
         "second. A test surface: its contour map (dark is low), or its curve, with the path so far, minima and "
         "saddles. The arrow shows the direction of the negative gradient, not its length. Data in the plane: the "
-        "class that the net predicts at each place, and the training points. Digits: the net's answer for each held- "
-        "out image. Text: what the net writes, and its loss at each character of held-out text, in nats."
+        "class that the net predicts at each place, and the training points. Images: the net's answer for each held- "
+        "out image. Text: what the net writes, and its loss at each character of held-out text, in nats. Modular "
+        "addition: the table of all sums, those the net gets right bright. Rare classes: the loss by class size."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

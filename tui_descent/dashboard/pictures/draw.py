@@ -6,9 +6,11 @@ from textual.strip import Strip
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.charts.plane import plane_size
-from tui_descent.dashboard.pictures import digits, race, regions, surface, text
+from tui_descent.dashboard.pictures import addition, classes, digits, race, regions, surface, text
 from tui_descent.protocol.events import TaskTaken
 from tui_descent.protocol.task_pictures import (
+    AdditionPicture,
+    ClassesPicture,
     DigitsPicture,
     RacePicture,
     RegionsPicture,
@@ -45,6 +47,10 @@ class Drawings:
                 return [digits.numbers(taken, width), *digits.draw(picture, width, below, depth)]
             case TextPicture() as picture:
                 return [text.numbers(taken, width), *text.draw(picture, width, below)]
+            case AdditionPicture() as picture:
+                return [addition.numbers(taken, width), *addition.draw(picture, width, below, depth)]
+            case ClassesPicture() as picture:
+                return [classes.numbers(taken, width), *classes.draw(picture, width, below)]
 
 
 def title(picture: TaskPicture) -> str:
@@ -57,9 +63,13 @@ def title(picture: TaskPicture) -> str:
         case RegionsPicture():
             return "the class that the net predicts"
         case DigitsPicture():
-            return "held-out digits and what the net takes them for"
+            return "held-out images and what the net takes them for"
         case TextPicture():
             return "what the net writes, and how well it predicts"
+        case AdditionPicture():
+            return f"which sums a + b mod {picture.modulus} are right"
+        case ClassesPicture():
+            return "the loss of common and of rare classes"
 
 
 def legend(picture: TaskPicture, depth: Depth, width: int) -> str:
@@ -75,3 +85,7 @@ def legend(picture: TaskPicture, depth: Depth, width: int) -> str:
             return digits.legend()
         case TextPicture():
             return text.legend()
+        case AdditionPicture():
+            return addition.legend(depth)
+        case ClassesPicture():
+            return ""

@@ -19,6 +19,11 @@ from tui_descent.scenario.spec import (
     ConvModel,
     DigitsData,
     MlpModel,
+    ModularAdditionData,
+    OwnImagesData,
+    OwnPointsData,
+    OwnTextData,
+    RareClassesData,
     Scenario,
     SurfaceModel,
     TextData,
@@ -26,7 +31,7 @@ from tui_descent.scenario.spec import (
 )
 from tui_descent.training.optim.optimizers import make_optimizer
 from tui_descent.training.optim.schedules import Schedule, make_schedule
-from tui_descent.training.setup.data import digits, text, toys
+from tui_descent.training.setup.data import digits, generated, own_images, own_points, text, toys
 from tui_descent.training.setup.data.batches import Batches, DataSet
 from tui_descent.training.setup.data.text import Windows
 from tui_descent.training.setup.nets.conv import ConvNet
@@ -231,7 +236,8 @@ def _network(scenario: Scenario, data: DataSet) -> nn.Module:
         case MlpModel() as spec:
             return Mlp(spec, features=data.features, classes=data.classes, generator=generator)
         case ConvModel() as spec:
-            return ConvNet(spec, features=data.features, classes=data.classes, generator=generator)
+            assert data.image is not None
+            return ConvNet(spec, image=data.image, classes=data.classes, generator=generator)
         case TransformerModel() as spec:
             return Transformer(spec, symbols=data.classes, generator=generator)
         case SurfaceModel():
@@ -249,13 +255,25 @@ def _batches(scenario: Scenario, data: DataSet) -> Batches | Windows:
 
 def load(scenario: Scenario) -> DataSet:
     """Load the scenario's data, on the CPU. Raises `ValueError` if it is not available."""
-    assert scenario.data is not None
-    if isinstance(scenario.data, DigitsData):
-        return digits.load(scenario.data)
-    if isinstance(scenario.data, TextData):
+    spec, seed = scenario.data, scenario.run.seed
+    assert spec is not None
+    if isinstance(spec, TextData):
         assert isinstance(scenario.model, TransformerModel)
-        return text.load(scenario.model.context)
-    return toys.load(scenario.data, seed=scenario.run.seed)
+        context = scenario.model.context
+        return text.load_own(spec, context) if isinstance(spec, OwnTextData) else text.load(context)
+    match spec:
+        case DigitsData():
+            return digits.load(spec)
+        case ModularAdditionData():
+            return generated.modular_addition(spec, seed=seed)
+        case RareClassesData():
+            return generated.rare_classes(spec, seed=seed)
+        case OwnImagesData():
+            return own_images.load(spec, seed=seed)
+        case OwnPointsData():
+            return own_points.load(spec, seed=seed)
+        case _:
+            return toys.load(spec, seed=seed)
 
 
 def _schedule(scenario: Scenario, optimizer: torch.optim.Optimizer) -> Schedule | None:

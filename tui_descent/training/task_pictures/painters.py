@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tui_descent.scenario.spec import DigitsData, TextData
+from tui_descent.scenario.spec import DigitsData, ModularAdditionData, OwnImagesData, RareClassesData, TextData
 from tui_descent.training.probes.task_probe import Painter
 from tui_descent.training.setup.build import Setup
+from tui_descent.training.task_pictures.addition import AdditionPainter
+from tui_descent.training.task_pictures.classes import ClassesPainter
 from tui_descent.training.task_pictures.digits import DigitsPainter
 from tui_descent.training.task_pictures.regions import RegionsPainter
 from tui_descent.training.task_pictures.surface import SurfacePainter
@@ -16,9 +18,13 @@ def painter_of(setup: Setup) -> Painter:
     match setup.scenario.data:
         case None:
             return SurfacePainter(setup)
-        case DigitsData():
+        case DigitsData() | OwnImagesData():
             return DigitsPainter(setup)
         case TextData():
             return TextPainter(setup)
+        case ModularAdditionData():
+            return AdditionPainter(setup)
+        case RareClassesData():
+            return ClassesPainter(setup)
         case _:
             return RegionsPainter(setup)
