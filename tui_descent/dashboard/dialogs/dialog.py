@@ -37,7 +37,7 @@ class Dialog(ModalScreen[Answer | None], Generic[Answer]):
     def dismiss(self, result: Answer | None = None) -> AwaitComplete:
         """Close with an answer. Keys that were pressed before the dialog had gone do nothing."""
         if self not in self.app.screen_stack:
-            return AwaitComplete.nothing()
+            return AwaitComplete()
         return super().dismiss(result)
 
     def action_cancel(self) -> None:
