@@ -577,5 +577,5 @@ def _gradients(f: Features, reading: ReadingsTaken) -> str:
     known = [norm for norm in norms if norm is not None]
     if not known:
         return "gradients not measured"
-    least, most = f"{min(known):.0e}", f"{max(known):.0e}"
-    return f"gradient norm {most}" if least == most else f"gradient norms {least} to {most}"
+    least, most = f"{min(known):.1g}", f"{max(known):.1g}"
+    return f"gradient norm {most}" if least == most else f"gradients {least} to {most}"
