@@ -12,8 +12,8 @@ from tui_descent.scenario.validate import Problem, nearest
 PACKAGE = Path(__file__).resolve().parent.parent
 # A teaching order: first what a gradient step is, then a run that works, then what can go wrong.
 ORDER = (
-    "first-descent", "healthy", "vanishing", "exploding", "dead-relu", "plateau", "saddle", "too-hot",
-    "edge-of-stability", "transformer",
+    "first-descent", "healthy", "vanishing", "exploding", "dead-relu", "plateau", "narrow-valley", "saddle",
+    "monkey-saddle", "saddles-not-minima", "saddle-to-saddle", "too-hot", "edge-of-stability", "transformer",
 )  # fmt: skip
 
 START = "vanishing"  # the best first minute
