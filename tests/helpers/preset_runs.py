@@ -29,6 +29,10 @@ TRUE: dict[str, tuple[str, set[str]]] = {
     "first-descent": ("healthy", {"converged"}),
     "saddle": ("not clear", {"healthy", "saddle", "converged"}),
     "edge-of-stability": ("healthy", {"converged", "rate at the edge"}),
+    "narrow-valley": ("healthy", {"converged"}),
+    "monkey-saddle": ("healthy", {"converged", "saddle", "plateau"}),
+    "saddles-not-minima": ("healthy", {"converged", "saddle"}),
+    "saddle-to-saddle": ("healthy", {"converged", "saddle", "plateau"}),
 }
 SICK = ("vanishing", "exploding", "plateau", "too-hot", "dead-relu", "transformer")
 PACED_STEPS = 200
