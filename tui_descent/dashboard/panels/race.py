@@ -143,9 +143,9 @@ class RaceTablePanel(Panel):
             mark, lane = lane_mark(number), lanes[number]
             line = Line().add(f" {mark.glyph} ", mark.style).fit(name, names, mark.style)
             line.add(f"{gap}{rate:>{widths[0]}}", colours.TEXT)
-            line.add(f"{gap}{reached:>{widths[1]}}", colours.GREEN if number == first else colours.BRIGHT)
+            line.add(f"{gap}{reached:>{widths[1]}}", colours.GREEN if number in first else colours.BRIGHT)
             line.add(f"{gap}{result:>{widths[2]}}", colours.ORANGE if _has_failed(lane) else colours.BRIGHT)
-            for more, style in _more(lane, is_first=number == first):
+            for more, style in _more(lane, is_first=number in first):
                 if line.width + 2 + len(more) <= width:
                     line.add(f"  {more}", style)
             rows.append(line.to_strip(width))
