@@ -112,8 +112,8 @@ async def test_keys_of_a_race_answer() -> None:
             "k": "not in a race",
             "f": "range test: not in a race",
             "O": "this is a race already; R starts it again",
-            "4": "a race is not measured, so it has no view chain rule",
-            "5": "so it has no view curvature",
+            "4": "no view chain rule in a race; 1: race, 3: events, 8: map",
+            "5": "no view curvature in a race",
         }.items():
             await dashboard.press(key)
             await dashboard.shows(answer)
