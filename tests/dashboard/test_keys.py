@@ -155,7 +155,7 @@ KEYS_AND_EFFECTS: list[tuple[list[str], Callable[[RunScreen], bool]]] = [
     (["left", "left"], lambda screen: screen.view.nudge.x < 1.0),
     (["left_parenthesis"], lambda screen: screen.view.nudge.h == 0.5),
     (["right_parenthesis", "right_parenthesis"], lambda screen: screen.view.nudge.h == 2.0),
-    *((["escape", key], partial(_opens, LeaveDialog)) for key in ("q", "ctrl+c", "ctrl+q", "R", "p")),
+    *((["escape", key], partial(_opens, LeaveDialog)) for key in ("q", "ctrl+c", "ctrl+q", "R", "p", "O")),
     (["escape", "question_mark"], partial(_opens, HelpDialog)),
     (["escape", "f"], partial(_opens, RangeTestDialog)),
     (["escape", "ctrl+p"], partial(_opens, CommandPalette)),
@@ -561,7 +561,7 @@ async def test_help_lists_keys_and_panels() -> None:
         await dashboard.press("question_mark")
         await dashboard.shows("residual connections on or off", "learning rate ÷ 10")
         await dashboard.press("end")
-        await dashboard.shows("starts a new segment")
+        await dashboard.shows("All lanes begin at the circle", "The story of the preset")
 
 
 async def test_enter_opens_the_selected_layer() -> None:

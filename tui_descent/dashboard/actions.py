@@ -228,7 +228,7 @@ def _race(screen: RunScreen, binding: KeyBinding, key: str) -> None:
 def _show_view(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     view = list(VIEWS)[binding.keys.index(key)]
     if screen.bridge.history.lanes and view not in RACE_VIEWS:
-        screen.bridge.refuse(f"a race is not measured, so it has no view {VIEWS[view]}; 1 race, 3 events, 8 map")
+        screen.bridge.refuse(f"no view {VIEWS[view]} in a race; 1: race, 3: events, 8: map")
     else:
         screen.show_view(view)
 
