@@ -82,7 +82,7 @@ def test_random_scenarios_survive_a_round_trip() -> None:
 
 
 def test_presets_are_listed_in_teaching_order() -> None:
-    assert presets.names()[:3] == ["first-descent", "healthy", "vanishing"]
+    assert presets.names()[:3] == ["first-descent", "healthy", "rate-too-small"]
     assert set(presets.names()) == {path.stem for path in presets.folder().glob("*.toml")}
 
 

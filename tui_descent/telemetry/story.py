@@ -124,7 +124,7 @@ def _happened(history: History) -> Iterator[str]:
         yield f"The loss went from {first[0][1][2]:.3g} to {last:.3g} in {history.steps:,} steps."
     elif history.steps:
         yield f"After {history.steps:,} steps the loss is not finite."
-    if (accuracy := _accuracy(history)) is not None:
+    if (accuracy := _accuracy(None, history)) is not None:
         yield f"On held-out data {accuracy:.1%} are right."
     for turned in [turned for turned in _in_force(history) if turned.knob not in NEUTRAL_KNOBS][-5:]:
         text = f"Step {turned.step:,}: {turned.knob} {turned.old} → {turned.new}"
