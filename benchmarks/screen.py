@@ -28,6 +28,9 @@ VIEWS = {
     "chain rule": ["4"],
     "curvature": ["5"],
     "metrics": ["6"],
+    "task": ["8"],
+    "lens": ["9"],
+    "backward pass": ["4", "enter"],
     "dialog": ["1", "o"],
 }
 # The first seconds of a run are not typical: the axes and scales of its charts still grow.

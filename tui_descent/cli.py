@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 USAGE, LOST = 2, 4
 # How long to wait for a keeper to end its run, and the same if it did not respond before.
 WITHIN_S, SILENT_WITHIN_S = 20.0, 4.0
-COMMANDS = ("run", "exec", "presets", "check")
+COMMANDS = ("run", "race", "exec", "presets", "check")
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
   tui-descent                    pick a preset
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_run(commands)
+    _add_race(commands)
     _add_exec(commands)
     _add_presets(commands)
     check = commands.add_parser(
@@ -110,24 +111,13 @@ def _add_run(commands: Any) -> None:
         "  tui-descent run vanishing --headless --steps 460 --at 150:residual=on\n"
         "  tui-descent run my-run.toml --set data.batch_size=128 --device cuda",
     )
-    run.add_argument("name", metavar="NAME|FILE.toml")
-    run.add_argument("--headless", action="store_true", help="no dashboard; print a progress line and a summary")
-    run.add_argument("--json", action="store_true", help="headless; print one JSON object per line on stdout")
-    run.add_argument("--steps", metavar="N", help="number of updates")
-    run.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps")
-    run.add_argument("--seed", metavar="S", help="seed for weights, data and batches")
-    run.add_argument("--pace", metavar="N|max", help="steps per second (default when headless: max)")
-    run.add_argument(
-        "--set", metavar="PLACE=VALUE", action="append", default=[], help="override one value of the scenario"
-    )
+    _add_scenario_options(run)
     run.add_argument(
         "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="change a knob before update STEP"
     )
-    run.add_argument("--threads", metavar="N", help="CPU threads of the trainer; affects the last bits of results")
     run.add_argument(
         "--demo", action="store_true", help="play the preset's demonstration: it presses keys and shows captions"
     )
-    run.add_argument("--force", action="store_true", help="run even if there seems to be too little memory")
     run.add_argument(
         "--curvature",
         action="store_true",
@@ -144,6 +134,42 @@ def _add_run(commands: Any) -> None:
     )
     _add_watch_options(run)
     run.set_defaults(command=_run)
+
+
+def _add_scenario_options(parser: argparse.ArgumentParser) -> None:
+    """What a run and a race have in common."""
+    parser.add_argument("name", metavar="NAME|FILE.toml")
+    parser.add_argument("--headless", action="store_true", help="no dashboard; print a progress line and a summary")
+    parser.add_argument("--json", action="store_true", help="headless; print one JSON object per line on stdout")
+    parser.add_argument("--steps", metavar="N", help="number of updates")
+    parser.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps")
+    parser.add_argument("--seed", metavar="S", help="seed for weights, data and batches")
+    parser.add_argument("--pace", metavar="N|max", help="steps per second (default when headless: max)")
+    parser.add_argument(
+        "--set", metavar="PLACE=VALUE", action="append", default=[], help="override one value of the scenario"
+    )
+    parser.add_argument("--threads", metavar="N", help="CPU threads of the trainer; affects the last bits of results")
+    parser.add_argument("--force", action="store_true", help="run even if there seems to be too little memory")
+
+
+def _add_race(commands: Any) -> None:
+    race = commands.add_parser(
+        "race",
+        help="race optimizers from the same start, on the same batches",
+        description="Race optimizers from the same start, on the same batches. A lane has the scenario's rate for its "
+        "optimizer,\nor the converted rate of the scenario's own optimizer, or the RATE that you give.\n\n"
+        "  tui-descent race saddle\n"
+        "  tui-descent race saddle --optimizers sgd,momentum,rmsprop,adam,adamw --headless\n"
+        "  tui-descent race vanishing --optimizers sgd:0.1,sgd:1,adam:0.001 --json",
+    )
+    _add_scenario_options(race)
+    race.add_argument(
+        "--optimizers",
+        metavar="NAME[:RATE],…",
+        help="up to eight; the default is the scenario's race.optimizers, or sgd,momentum,rmsprop,adam",
+    )
+    race.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
+    race.set_defaults(command=_race, undo_budget="0")
 
 
 def _add_exec(commands: Any) -> None:
@@ -246,21 +272,26 @@ def _gallery(highlighted: str = "") -> int:
     return 0 if chosen is None else main(["run", chosen])
 
 
-def _run(args: argparse.Namespace) -> int:
-    from tui_descent.scenario import knobs, presets
-    from tui_descent.scenario.toml import ScenarioError
-
+def _overrides(args: argparse.Namespace) -> list[str]:
+    """The values of the scenario that options override, as `place=value`."""
     overrides = list(args.set)
     for option, place in (("steps", "run.steps"), ("seed", "run.seed"), ("threads", "run.threads")):
         if (value := getattr(args, option)) is not None:
             overrides.append(f"{place}={value}")
     if args.device is not None:
         overrides.append(f'run.device="{args.device}"')
+    if args.pace is not None:
+        overrides.append(f'run.pace="{args.pace}"' if args.pace == "max" else f"run.pace={args.pace}")
+    return overrides
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tui_descent.scenario import knobs, presets
+    from tui_descent.scenario.toml import ScenarioError
+
     try:
-        if args.pace is not None:
-            overrides.append(f'run.pace="{args.pace}"' if args.pace == "max" else f"run.pace={args.pace}")
         plan = tuple((at, knobs.text_of(command)) for at, command in map(knobs.parse_at, args.at))
-        name, scenario = presets.find(args.name, overrides=overrides)
+        name, scenario = presets.find(args.name, overrides=_overrides(args))
         range_test_at = tuple(_step("--range-test", text) for text in args.range_test)
         budget, every = _watch_options(args)
     except ScenarioError as error:
@@ -277,14 +308,13 @@ def _run(args: argparse.Namespace) -> int:
     if args.demo and not scenario.plan:
         return _usage(f"{name}: nothing to demonstrate: the scenario has no [[plan]]")
     headless = _headless(args)
-    attended_pace = None if scenario.run.pace == "max" else float(scenario.run.pace)
     return _launch(
         args,
         name=name,
         headless=headless,
         scenario=scenario,
         plan=tuple(entry for entry in plan if entry[0] < steps),
-        pace=attended_pace if not headless or args.pace is not None else None,
+        pace=_pace(scenario, args, headless=headless),
         watch_budget=budget,
         watch_every=every,
         curvature=args.curvature,
@@ -295,18 +325,66 @@ def _run(args: argparse.Namespace) -> int:
     )
 
 
-def _memory_refusal(scenario: Scenario) -> str | None:
-    """Why the run does not fit into memory.
+def _pace(scenario: Scenario, args: argparse.Namespace, *, headless: bool) -> float | None:
+    """The pace in steps per second. A headless run has one only if it was asked for."""
+    wanted = not headless or args.pace is not None
+    return float(scenario.run.pace) if wanted and scenario.run.pace != "max" else None
+
+
+def _race(args: argparse.Namespace) -> int:
+    from tui_descent.scenario import presets
+    from tui_descent.scenario.toml import ScenarioError
+
+    try:
+        name, scenario = presets.find(args.name, overrides=_overrides(args))
+    except ScenarioError as error:
+        return _usage(*str(error).splitlines())
+    chosen = scenario.race.optimizers
+    if args.optimizers is not None:
+        chosen = tuple(word.strip() for word in args.optimizers.split(","))
+    headless = _headless(args)
+    return _start_race(args, name, scenario, chosen, headless=headless)
+
+
+def _start_race(
+    args: argparse.Namespace, name: str, scenario: Scenario, chosen: tuple[str, ...], *, headless: bool
+) -> int:
+    from tui_descent.scenario.race import lanes_of, scenario_of
+    from tui_descent.scenario.toml import ScenarioError, from_table, to_table
+
+    try:
+        lanes = {lane.name: scenario_of(scenario, lane) for lane in lanes_of(scenario.optimizer, chosen)}
+        for lane, one in lanes.items():
+            from_table(to_table(one), source=f"race: {lane}", shortened=True)
+    except ScenarioError as error:
+        return _usage(*str(error).splitlines())
+    except ValueError as error:
+        return _usage(f"--optimizers: {error}")
+    if not args.force and (reason := _memory_refusal(*lanes.values())) is not None:
+        return _usage(f"{name} {reason}; race fewer optimizers, make the net smaller, or use --force")
+    return _launch(
+        args,
+        name=name,
+        headless=headless,
+        scenario=scenario,
+        race=chosen,
+        pace=_pace(scenario, args, headless=headless),
+        force=args.force,
+    )
+
+
+def _memory_refusal(*lanes: Scenario) -> str | None:
+    """Why the run, or the race with these lanes, does not fit into memory.
 
     The weights are made on the host, so they must fit there. What must fit on a GPU is checked by the trainer, because
     this process has no torch.
     """
     from tui_descent.free_memory import free_bytes
-    from tui_descent.scenario.memory import memory_needed, refusal
+    from tui_descent.scenario.memory import memory_needed_by, refusal
 
-    device = scenario.run.device
+    device = lanes[0].run.device
     on_gpu = device.startswith("cuda") or (device == "auto" and Path("/dev/nvidia0").exists())
-    need = memory_needed(scenario)
+    need = memory_needed_by(lanes)
     return refusal(need.of_weights() if on_gpu else need, free_bytes())
 
 
@@ -397,6 +475,8 @@ def _launch(
     code, then = _dashboard(launch)
     if then == "restart":
         return _launch(args, name=name, headless=headless, scenario=scenario, **settings)
+    if then == "race" and scenario is not None:
+        return _start_race(args, name, scenario, scenario.race.optimizers, headless=headless)
     return _gallery(name) if then == "gallery" else code
 
 
@@ -438,6 +518,7 @@ def _dashboard(launch: Launch) -> tuple[int, Then]:
             name=launch.name,
             log_path=launch.path / LOG_FILE,
             script=launch.command is not None,
+            scenario=launch.scenario,
             keeper_gone=lambda: keeper.poll() is not None,
         )
         return code, then

@@ -9,6 +9,7 @@ from tui_descent.protocol.events import RunEnded
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.last_verdict import verdict_of_ended
+from tui_descent.telemetry.race_history import first_to_reach, standing
 from tui_descent.telemetry.script_output import last_lines
 
 LINES = 12
@@ -36,6 +37,9 @@ def print_summary(history: History, *, seconds: str = "") -> None:
     ended, (found, sentence) = history.ended, verdict_of_ended(history)
     if ended is None:
         return
+    if history.lanes:
+        print_race(history, ended, seconds=seconds)
+        return
     name = history.started.name if history.started else "run"
     facts = [f"{name}: {ended.status}", f"{ended.step:,} step{'s' * (ended.step != 1)}{seconds}"]
     if ended.loss is not None:
@@ -47,6 +51,32 @@ def print_summary(history: History, *, seconds: str = "") -> None:
     print(escape_controls(" · ".join(facts)))
     if found:
         print(f"  diagnosis: {escape_controls(found)}. {escape_controls(sentence)}")
+
+
+def print_race(history: History, ended: RunEnded, *, seconds: str = "") -> None:
+    """Print on stdout the table of a race: the steps to the target and the loss at the end of each lane."""
+    started = history.started
+    assert started is not None
+    print(escape_controls(f"{started.name}: race {ended.status} · {history.steps:,} steps{seconds}"))
+    accuracies = any(lane.ended is not None and lane.ended.accuracy is not None for lane in history.lanes)
+    heads = ["optimizer", "rate", "" if started.target is None else f"steps to loss {started.target:.4g}"]
+    heads += ["held-out loss" if accuracies else "final loss", "accuracy" if accuracies else "", ""]
+    rows = [heads]
+    first = first_to_reach(history.lanes)
+    for number, (info, lane) in enumerate(zip(started.lanes, history.lanes, strict=True)):
+        reached = "" if started.target is None else "-" if lane.reached is None else f"{lane.reached:,}"
+        loss, accuracy = (None, None) if lane.ended is None else (lane.ended.loss, lane.ended.accuracy)
+        row = [info.name, f"{info.lr:.3g}", reached, "-" if loss is None else f"{loss:.6g}"]
+        row += ["" if accuracy is None else f"{accuracy:.4f}", standing(lane) or ("first" if number == first else "")]
+        rows.append(row)
+    widths = [max(len(row[n]) for row in rows) for n in range(len(heads))]
+    for row in rows:
+        cells = [
+            f"{text:<{width}}" if n in (0, len(heads) - 1) else f"{text:>{width}}"
+            for n, (text, width) in enumerate(zip(row, widths, strict=True))
+            if width
+        ]
+        print(escape_controls(("  " + "   ".join(cells)).rstrip()))
 
 
 def print_trouble(trouble: str, log_path: Path | None) -> None:

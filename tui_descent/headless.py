@@ -178,7 +178,7 @@ class Progress:
         total = h.started.steps if h.started else None
         rate = f"{h.steps_per_s:,.0f} steps/s" if h.steps_per_s else ""
         left = f"silent for {h.state.silent_s} s" if h.state.silent_s else ""
-        loss = f"loss {h.shown_loss:.4g}" if h.steps else ""
+        loss = f"loss {h.shown_loss:.4g}" if h.losses else ""
         if total and h.steps_per_s:
             left = f"ETA {max(0, total - h.steps) / h.steps_per_s:,.0f} s"
         return "  ".join(

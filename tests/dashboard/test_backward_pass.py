@@ -13,14 +13,14 @@ from factories import ledger, rewound, started, turned, vanishing
 from nets import digit_batches, loss_of, mlp
 
 from tui_descent.dashboard.panels.backward_pass import backward_steps, draw_backward_pass
-from tui_descent.dashboard.panels.block_parts import CHANGE_STEPS, BlockParts, parts_of
+from tui_descent.dashboard.panels.block_parts import CHANGE_STEPS, OTHER_PARTS, BlockParts, parts_of
 from tui_descent.dashboard.panels.chain_rule import ChainRulePanel
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.view import View
 from tui_descent.instruments.chain_rule_ledger import ChainRuleLedger
 from tui_descent.instruments.net_structure import structure
 from tui_descent.protocol.commands import MeasureBackwardPass
-from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, PartFactor, RunEnded
+from tui_descent.protocol.events import AnyEvent, BlockPart, KnobState, LedgerEntry, LedgerTaken, PartFactor, RunEnded
 from tui_descent.telemetry.history import History
 from tui_descent.training.steering import surgery
 
@@ -159,13 +159,36 @@ def test_the_bar_grows_away_from_one(factor: float) -> None:
     assert sides == ({"left"} if factor < 1 else {"right"} if factor > 1 else set())
 
 
+def attention_pass(step: int) -> LedgerTaken:
+    """A backward pass of a transformer with one layer, without formulas."""
+    inner = PartFactor("out", 2.0), PartFactor("activation", 0.5), PartFactor("weights", 1.5), PartFactor("norm", 0.4)
+    attention = PartFactor("scale", 0.5), PartFactor("attention", 0.25), PartFactor("skip", 8.0)
+    parts = attention, (PartFactor("scale", 0.5), *inner, PartFactor("skip", 4.0))
+    entries = [
+        LedgerEntry(block=f"blocks.{n}", factor=f, autograd=f, discrepancy=None, product=p, parts=parts[n])
+        for n, (f, p) in enumerate([(1.0, 1.2), (1.2, 1.2)])
+    ]
+    return LedgerTaken(segment=0, step=step, entries=entries)
+
+
+def test_other_parts_fit_a_screen_of_80_columns() -> None:
+    assert all(len(symbol) <= 4 and len(meaning) <= 61 for symbol, meaning in OTHER_PARTS.values())
+
+
+def test_a_norm_after_the_skip_is_part_of_both_terms() -> None:
+    parts: list[BlockPart] = ["norm", "scale", "dropout", "out", "activation", "weights", "skip"]
+    block = BlockParts("gelu", "rms", "post", gate=1.0, branch=0.5)
+    assert block.formula(parts) == "∂L/∂in = g·N′ δ + Wᵀ φ′ W₂ᵀ m s·N′ δ, δ = ∂L/∂out"
+    assert [one.part for one in block.explanations(parts)] == parts
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 2), (20, 3), (38, 7), (58, 16), (78, 18), (118, 34), (198, 54)])
 def test_every_reading_fits_every_size(size: tuple[int, int]) -> None:
     odd: list[float | None] = [None, math.nan, math.inf, -math.inf, 0.0, 5e-324, 1e300, 1e300, 1.0, 1e-300, 0.5]
     random.Random(4).shuffle(odd)
-    readings = [*([f] for f in odd), odd, [0.9] * 300]
-    for factors in readings:
-        steps = backward_steps(taken(factors), history_of(turned(0, "off", "on")))
+    readings = [*(taken([f]) for f in odd), taken(odd), taken([0.9] * 300), attention_pass(5)]
+    for reading in readings:
+        steps = backward_steps(reading, history_of(turned(0, "off", "on")))
         for at in {0, len(steps) // 2, len(steps) - 1}:
             drawn = draw_backward_pass(steps, at, {"blocks.0": "◀ explodes"}, Line().add("end"), *size)
             assert len(drawn) <= size[1]
@@ -175,7 +198,7 @@ def test_every_reading_fits_every_size(size: tuple[int, int]) -> None:
 
 
 def measured(reading: LedgerTaken, step: int, *, skip: bool = False) -> LedgerTaken:
-    """The same reading with a factor for each part: φ′ 0.2 and Wᵀ 1.5, with a skip also the scale 0.5 and the rest."""
+    """The same reading with factors of the parts: φ′ 0.2 and Wᵀ 1.5; with a skip also the scale 0.5 and the rest."""
 
     def parts(factor: float) -> tuple[PartFactor, ...]:
         inner = PartFactor("activation", 0.2), PartFactor("weights", 1.5)
@@ -193,6 +216,15 @@ async def test_backward_pass_screen(size: tuple[int, int]) -> None:
         await dashboard.shows("block 6 of 20")
         await dashboard.drawn()
         compare(f"backward-{size[0]}x{size[1]}", dashboard.text())
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+async def test_backward_pass_of_a_transformer(size: tuple[int, int]) -> None:
+    async with open_dashboard(size, [*vanishing(180), attention_pass(175)]) as dashboard:
+        await dashboard.press("4", "enter")
+        await dashboard.shows("block 1 of 2")
+        await dashboard.drawn()
+        compare(f"backward-transformer-{size[0]}x{size[1]}", dashboard.text())
 
 
 async def test_enter_goes_down_block_by_block_and_leaves_at_the_end() -> None:
@@ -257,8 +289,25 @@ async def test_the_parts_get_their_factors_when_they_have_been_measured() -> Non
         dashboard.keeper.publish(measured(ledger(137, 0.3), 137))
         dashboard.keeper.publish(ledger(138, 0.7))  # a usual reading, without parts
         await dashboard.shows("at step 137, frozen", "block 2 of 20", "× 0.200   = 6.0e-02", "× 1.50    = 9.0e-02")
+        dashboard.keeper.publish(measured(ledger(150, 0.7), 150))  # for another viewer
         await dashboard.press("enter")
-        await dashboard.shows("block 3 of 20", "× 0.200   = 1.8e-02")
+        await dashboard.shows("at step 137, frozen", "block 3 of 20", "× 0.200   = 1.8e-02")
+
+
+async def test_a_net_without_formulas_is_measured_when_asked() -> None:
+    nothing = LedgerTaken(segment=0, step=20, entries=[])
+    async with open_dashboard((80, 24), [*vanishing(30), nothing]) as dashboard:
+        await dashboard.press("4")
+        await dashboard.shows("press enter to measure a backward pass")
+        await dashboard.press("enter")
+        await dashboard.wait_until(lambda: dashboard.keeper.received == [MeasureBackwardPass()])
+        dashboard.keeper.publish(attention_pass(31))
+        dashboard.keeper.publish(nothing)
+        await dashboard.shows("at step 31, frozen", "block 1 of 2", "g·δ + N′ Wᵀ φ′ W₂ᵀ s·δ, δ", "W₂ᵀ  × 2.00")
+        await dashboard.press("enter")
+        await dashboard.shows("block 2 of 2", "g·δ + A′ s·δ, δ", "A′   × 0.250", "softmax")
+        await dashboard.press("escape")
+        await dashboard.shows("of each block at step 31", "blocks.1", "enter step by step")
 
 
 async def test_steps_of_a_run_that_has_ended_ask_for_nothing() -> None:

@@ -16,7 +16,7 @@ from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePan
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import Mark, WatchCurvature
 from tui_descent.protocol.curvature_reading import StabilityLimit
-from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, StateChanged
+from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, Noted, RunEnded, StateChanged
 from tui_descent.telemetry.history import History
 
 EARLIER = vanishing(30)
@@ -54,6 +54,16 @@ def test_chain_rule_panel_tells_exploding_from_healthy_gradients() -> None:
     assert "flows: the gradient at the first block is 1.220 times" in "".join(
         s.text for s in conclusion(flowing).segments
     )
+
+
+def test_chain_rule_panel_says_why_there_will_be_no_reading() -> None:
+    note = Noted(
+        step=0, text="not measured: the chain-rule factors, because g.0 ran 4 times in one step", level="warning"
+    )
+    shown = text(ChainRulePanel(), view(note))
+    assert "waiting" not in shown
+    assert "cannot be measured in this run" in shown
+    assert "g.0 ran 4 times in one step" in shown
 
 
 def test_chain_rule_panel_reports_a_discrepancy() -> None:
@@ -97,8 +107,14 @@ async def test_chain_rule_and_curvature_views_say_why_they_are_empty() -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.press("4")
         await dashboard.shows("waiting for the first chain-rule reading")
+    nothing = LedgerTaken(segment=0, step=30, entries=[])
     async with open_dashboard((120, 40), EARLIER) as dashboard:
-        dashboard.keeper.publish(LedgerTaken(segment=0, step=30, entries=[]))
+        await dashboard.press("4")
+        dashboard.keeper.publish(nothing)
+        await dashboard.shows("press enter to measure a backward pass", "enter step by step")
+        dashboard.keeper.publish(RunEnded(status="finished", step=30))
+        await dashboard.shows("enter was not pressed here during the run")
+    async with open_dashboard((120, 40), [started(scenario=None, knobs=()), nothing]) as dashboard:
         await dashboard.press("4")
         await dashboard.shows("not available for this run", "this net has no such blocks")
 
@@ -155,8 +171,11 @@ def test_curvature_numbers_show_their_method_and_error() -> None:
     assert "1.5× the limit: steps grow" in found[1]
     assert "not converged; zero within the error" in found[2]
     assert "not measured yet" in found[3]
+    nan = text(CurvaturePanel(), view(curved(20, math.nan, math.nan, 2.0)), 100, 6)
+    assert "λmax is not a number" in nan
+    assert "stable" not in nan
     whole = text(CurvaturePanel(), view(curved(20, 3.0, 1.0, None, how="full Hessian", residual_min=0.0)), 100, 6)
-    assert "exact, from the full Hessian; positive in every direction" in whole
+    assert "exact, full Hessian; positive in every direction" in whole
     assert "not known for this optimizer" in whole
 
 
@@ -176,3 +195,13 @@ def test_sharpness_panel_draws_the_limit_and_the_readings() -> None:
     rows = text(SharpnessPanel(), look, 80, 8)
     assert "─" in rows
     assert "•" in rows
+
+
+def test_the_curvature_panel_is_not_cut_at_80_columns() -> None:
+    limit = StabilityLimit(lambda_max=12_667.0, formula="2(1+β₁)/((1−β₁)η)", preconditioned=True)
+    first = msgspec.structs.replace(curved(10, 3.0, -1.0), limit=limit, scaled=eigenvalues(3.0, -1.0))
+    rare = msgspec.structs.replace(first.hessian, negative_fraction=0.19, parameters=13_130)
+    later = msgspec.structs.replace(first, step=1_200)
+    history = view(msgspec.structs.replace(first, hessian=rare), later)
+    assert "…" not in text(CurvaturePanel(), history, 78, 6)
+    assert "at step 10" in text(CurvaturePanel(), history, 118, 6)

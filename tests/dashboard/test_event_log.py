@@ -103,6 +103,12 @@ def test_a_hold_that_repeats_is_counted(between: list[LogEntry]) -> None:
     assert len(lines) == 2 + len(between)
 
 
+def test_a_nan_is_in_the_log_once() -> None:
+    found = Diagnosed(segment=0, step=6, kind="numerics", finding="non-finite", sure=1.0, sentence="Loss nan (step 6).")
+    assert sentences([FAILED[0], found, FAILED[1]]) == [f"6 {NAN}", "held; u goes back 6 steps"]
+    assert sentences([found]) == ["6 non-finite: Loss nan (step 6)."]
+
+
 def test_a_hold_after_an_intervention_or_an_undo_is_a_new_line() -> None:
     turn = turned(6, "1", "1.25", knob="lr")
     undone = Rewound(from_segment=0, from_step=6, to_segment=0, to_step=0, segment=1, step=0, what="lr")

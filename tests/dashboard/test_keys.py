@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import msgspec
 import pytest
 from driver import open_dashboard
 from factories import reading, started, steps, turned, vanishing
+from test_lens_view import taken
 from textual import events
+from textual.command import CommandPalette
 from textual.keys import _character_to_key
+from textual.screen import Screen
 from textual.widgets import OptionList
 
 from tui_descent.dashboard import actions
+from tui_descent.dashboard.app import DescentApp
 from tui_descent.dashboard.bridge import Exchange
-from tui_descent.dashboard.dialogs.layer import DEFINITIONS
+from tui_descent.dashboard.colours import state_glyph
+from tui_descent.dashboard.dialogs.help import HelpDialog
+from tui_descent.dashboard.dialogs.layer import DEFINITIONS, LayerDialog
+from tui_descent.dashboard.dialogs.leave import LeaveDialog
 from tui_descent.dashboard.dialogs.number import NumberDialog
+from tui_descent.dashboard.dialogs.range_test import RangeTestDialog
 from tui_descent.dashboard.dialogs.schedule import curve
-from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, TurnKnob
+from tui_descent.dashboard.panels.loss_chart import LossPanel
+from tui_descent.dashboard.screens.run import RunScreen
+from tui_descent.dashboard.view import VIEWS
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    Evaluate,
+    Mark,
+    Pause,
+    Redo,
+    Resume,
+    RunSteps,
+    TurnKnob,
+    Undo,
+)
 from tui_descent.protocol.events import Advice, Diagnosed, KnobState, RunEnded, RunStarted, StateChanged
 from tui_descent.scenario import schedules
-from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.keys import BINDING_OF, KEYS
 from tui_descent.scenario.knobs import KNOBS
 from tui_descent.scenario.spec import ScheduleSpec
 
@@ -44,10 +69,28 @@ def test_no_key_is_bound_twice() -> None:
     assert len(names) == len(set(names))
 
 
+def _shows_view(name: str, screen: RunScreen) -> bool:
+    return screen.has_class(f"view-{name}") and screen.view.shown == name
+
+
+def _opens(dialog: type[Screen[Any]], screen: RunScreen) -> bool:
+    return isinstance(screen.app.screen, dialog)
+
+
+_suspended: list[None] = []  # one entry for each time that ctrl+z was pressed
+
+
+def test_every_key_is_tested() -> None:
+    tested = {key for keys, _ in [*KEYS_AND_COMMANDS, *KEYS_AND_EFFECTS] for key in keys}
+    assert set(BINDING_OF) - tested == set()
+
+
 KEYS_AND_COMMANDS: list[tuple[list[str], AnyCommand]] = [
     (["plus"], turn("lr", "*1.25")),
     (["equals_sign"], turn("lr", "*1.25")),
+    (["add"], turn("lr", "*1.25")),
     (["minus"], turn("lr", "/1.25")),
+    (["subtract"], turn("lr", "/1.25")),
     (["right_square_bracket"], turn("lr", "*10")),
     (["left_square_bracket"], turn("lr", "/10")),
     (["r"], turn("residual", "on")),
@@ -83,6 +126,40 @@ KEYS_AND_COMMANDS: list[tuple[list[str], AnyCommand]] = [
     (["x"], turn("freeze", "off")),
     (["k"], turn("kick", "0.01")),
     (["K"], TurnKnob(knob="kick", value="0.01", way="curvature")),
+    (["u"], Undo()),
+    (["U"], Redo()),
+]
+# What other keys change on the screen: keys to press, and what must hold after the last of them.
+KEYS_AND_EFFECTS: list[tuple[list[str], Callable[[RunScreen], bool]]] = [
+    *(([str(n)], partial(_shows_view, name)) for n, name in reversed([*enumerate(VIEWS, 1)])),
+    (["h"], lambda screen: screen.view.story_open and screen.view.predict),
+    (["h"], lambda screen: screen.view.story_open and not screen.view.predict),
+    (["1"], partial(_shows_view, "overview")),
+    (["g"], lambda screen: not screen.view.ghosts),
+    (["E"], lambda screen: not screen.view.all_events),
+    (["y"], lambda screen: not screen.view.log),
+    (["t"], lambda screen: screen.view.recent),
+    (["v"], lambda screen: screen.view.hidden == {"smooth", "held-out"}),
+    (["v"], lambda screen: screen.view.hidden == {"raw", "held-out"}),
+    (["v"], lambda screen: screen.view.hidden == {"raw", "smooth"}),
+    (["v"], lambda screen: not screen.view.hidden),
+    (["tab"], lambda screen: isinstance(screen.focused, LossPanel)),
+    (["z"], lambda screen: screen.has_class("zoomed")),
+    (["z"], lambda screen: not screen.has_class("zoomed")),
+    (["up"], lambda screen: screen.view.selected == 0),
+    (["up", "up", "down"], lambda screen: screen.view.selected == 1),
+    (["enter"], partial(_opens, LayerDialog)),
+    (["escape"], lambda screen: screen.app.screen is screen),
+    (["escape"], lambda screen: screen.view.selected is None),
+    (["9", "right"], lambda screen: screen.view.nudge.x > 1.0),
+    (["left", "left"], lambda screen: screen.view.nudge.x < 1.0),
+    (["left_parenthesis"], lambda screen: screen.view.nudge.h == 0.5),
+    (["right_parenthesis", "right_parenthesis"], lambda screen: screen.view.nudge.h == 2.0),
+    *((["escape", key], partial(_opens, LeaveDialog)) for key in ("q", "ctrl+c", "ctrl+q", "R", "p")),
+    (["escape", "question_mark"], partial(_opens, HelpDialog)),
+    (["escape", "f"], partial(_opens, RangeTestDialog)),
+    (["escape", "ctrl+p"], partial(_opens, CommandPalette)),
+    (["escape", "ctrl+z"], lambda screen: screen.app.screen is screen and len(_suspended) == 1),
 ]
 
 
@@ -97,6 +174,21 @@ async def test_a_key_sends_its_command() -> None:
             assert dashboard.keeper.steered == [command], keys
             dashboard.keeper.received.clear()
             await dashboard.press("escape")  # now no layer is selected
+
+
+async def test_a_key_changes_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    _suspended.clear()
+    monkeypatch.setattr(DescentApp, "action_suspend_process", lambda app: _suspended.append(None))
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("residual off")
+        dashboard.keeper.publish(taken())
+        for keys, effect in KEYS_AND_EFFECTS:
+            for key in keys[:-1]:
+                await dashboard.press(key)
+            before = effect(dashboard.app.run_screen)
+            assert not before, f"{keys}: nothing would be tested"
+            await dashboard.press(keys[-1])
+            await dashboard.wait_until(lambda effect=effect: effect(dashboard.app.run_screen))  # type: ignore[misc]
 
 
 async def test_a_request_is_shown_then_its_application() -> None:
@@ -122,7 +214,7 @@ async def test_a_rejection_shows_the_reason() -> None:
 async def test_space_pauses_and_resumes() -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.press("space")
-        await dashboard.shows("● paused", "space resume")
+        await dashboard.shows("‖ paused", "space resume")
         await dashboard.press("space")
         await dashboard.shows("● running")
         assert dashboard.keeper.received == [Pause(), Resume()]
@@ -131,7 +223,7 @@ async def test_space_pauses_and_resumes() -> None:
 @pytest.mark.parametrize("state", ["held", "waiting"])
 async def test_space_resumes_a_stopped_run(state: str) -> None:
     async with open_dashboard((120, 40), [*EARLIER, StateChanged(state=state, reason="loss is nan")]) as dashboard:  # type: ignore[arg-type]
-        await dashboard.shows(f"● {state}")
+        await dashboard.shows(f"{state_glyph(state)} {state}")
         await dashboard.press("space")
         await dashboard.wait_until(lambda: dashboard.keeper.received == [Resume()])
 
@@ -354,7 +446,7 @@ async def test_optimizer_dialog_shows_the_rate_of_the_scenario() -> None:
 
 async def test_no_dialog_opens_after_the_run_has_ended() -> None:
     async with open_dashboard((80, 24), [*EARLIER, RunEnded(status="finished", step=30)]) as dashboard:
-        await dashboard.shows("● finished")
+        await dashboard.shows("✓ finished")
         for key in ("o", "n", "i", "a", "s", "l", "c", ">"):
             dashboard.app.bridge.exchange = Exchange()
             await dashboard.press(key)
@@ -392,6 +484,29 @@ def test_schedule_curve_has_the_shape_of_the_schedule(base: float | None) -> Non
     assert heights[-1] == 1
     assert heights.index(len(canvas)) == pytest.approx(80 * 0.25, abs=3)
     assert 79 - heights[::-1].index(len(canvas)) == pytest.approx(80 * 0.75, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("advice", "keys", "command"),
+    [
+        (Advice("weight_decay", "0", "w"), ["w", "enter"], turn("weight_decay", "0")),
+        (Advice("weight_decay", "0", "w"), ["w", "1", "enter"], turn("weight_decay", "1")),
+        (Advice("lr", "/10", "["), ["l", "enter"], turn("lr", "/10")),
+    ],
+)
+async def test_what_is_advised_is_in_the_field_until_something_is_typed(
+    advice: Advice, keys: list[str], command: TurnKnob
+) -> None:
+    found = Diagnosed(
+        segment=0, step=30, finding="weights decaying", sure=0.9, evidence={}, sentence="They shrink.", advice=(advice,)
+    )
+    async with open_dashboard((80, 24), [*EARLIER, found]) as dashboard:
+        await dashboard.shows("They shrink.")
+        await dashboard.press(keys[0])
+        await dashboard.shows(f"advised: {advice.value}")
+        await dashboard.press(*keys[1:])
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [command]
 
 
 async def test_number_dialog_rejects_wrong_numbers() -> None:

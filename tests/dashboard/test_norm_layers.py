@@ -225,3 +225,16 @@ async def test_scenario_panel_counts_the_current_layers() -> None:
     async with open_dashboard((120, 40), run_with_norms(80, 3)) as dashboard:
         await dashboard.press("3")
         await dashboard.shows("25,000 parameters in 8 layers")
+
+
+def test_the_middle_of_long_names_is_left_out_where_the_ends_are_unique() -> None:
+    paths = [
+        "tokens",
+        *(f"blocks.{n}.{rest}" for n in (0, 10) for rest in ("attention.qkv", "up", "mlp.a.out", "mlp.b.out")),
+    ]
+    named = tuple(Layer(name=path, kind="Linear", params=4) for path in paths)
+    labels = layer_labels(named, 9)
+    assert labels[:3] == ("tokens", "0…qkv", "0.up")
+    assert labels[5] == "10…qkv"
+    assert len(set(labels)) == len(labels)
+    assert all(len(label) <= 9 for label in labels)

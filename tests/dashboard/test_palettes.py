@@ -135,3 +135,12 @@ def saturation(colour: str) -> list[int]:
     """The differences between the channels of a colour."""
     channels = list(Color.parse(colour).get_truecolor())
     return [max(channels) - channel for channel in channels]
+
+
+def test_states_differ_in_16_colours_and_without_any() -> None:
+    words = ("running", "paused", "held", "failed", "waiting")
+    assert [colours.state_glyph(word) for word in words] == ["●", "‖", "▲", "✕", "○"]
+    assert (colours.state_glyph("silent for 8 s"), colours.state_glyph("building")) == ("▲", "○")
+    styles = [colours.GREEN, colours.ORANGE, colours.RED, colours.MARK, colours.KEY, colours.DIM]
+    shown = {style.color.downgrade(ColorSystem.STANDARD).number for style in styles if style.color is not None}
+    assert len(shown) == len(styles)

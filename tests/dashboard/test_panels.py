@@ -27,6 +27,7 @@ from tui_descent.dashboard.text.numbers import axis_number, byte_size, scientifi
 from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import DeviceTaken, Gpu, KnobState, Layer, RunEnded, RunStarted, StateChanged
+from tui_descent.scenario.keys import VIEW_KEYS
 from tui_descent.telemetry.history import History
 
 
@@ -285,19 +286,22 @@ def test_the_status_line_shows_the_device_if_there_is_room() -> None:
 def test_the_knob_line_is_never_cut_and_keeps_the_most_important_keys(width: int) -> None:
     named = started(20, knobs=(*started().knobs, *(KnobState(name=n, value=v) for n, v in LONG_VALUES.items())))
     for events in ([named], [named, StateChanged(state="paused")], [started(0)], vanishing(60)):
-        for selected in (None, 7):
+        for selected, tabs in itertools.product((None, 7), (False, True)):
             look = view(events, selected=selected)
-            bar = knob_line(look, width)
+            bar = knob_line(look, width, tabs=tabs)
             assert bar.width <= width
             words = f"{''.join(s.text for s in bar.segments)}  "
             assert words.endswith("  ? help  q quit  ")
+            assert not (tabs and "123456789h" in words), "they have a row of their own"
+            words = words.replace("123456789h", VIEW_KEYS)
             shown = [entry.rank for key, (entry, _) in ENTRIES.items() if f" {key} " in words]
             if look.history.state.state == "paused":
                 assert "space resume" in words, "the most important key now"
                 shown.remove(6)
-            assert set(shown) >= set(range(len(shown))) - {6}, "by rank"
+            by_rank = [rank for rank in range(len(ENTRIES)) if not (tabs and rank == ENTRIES[VIEW_KEYS][0].rank)]
+            assert set(shown) >= set(by_rank[: len(shown)]) - {6}, "by rank"
             assert len(shown) >= (3 if width < 80 else 5)
-            assert len(shown) >= len(ENTRIES) - 1 or width < 190
+            assert len(shown) >= len(by_rank) - 1 or width < 190
             if width >= 120 and selected is None:
                 assert " n norm " in words
 

@@ -74,22 +74,34 @@ def test_a_line_is_clipped_where_it_leaves_the_picture() -> None:
     assert text(outside.segments()) == [" " * 10] * 5
 
 
+def draw_anything(numbers: random.Random, columns: int, rows: int) -> None:
+    picture = Picture(columns, rows)
+    for _ in range(60):
+        a, b, c, d = (numbers.choice([*ODD, numbers.uniform(-10, 400)]) for _ in range(4))
+        picture.line((a, b), (c, d), "#ffffff")
+        picture.dot(numbers.randint(-9, 700), numbers.randint(-9, 500), "#ff0000")
+        picture.glyph(numbers.randint(-9, 400), numbers.randint(-9, 120), "●", "#00ff00")
+    drawn = picture.segments()
+    assert len(drawn) == max(0, rows)
+    assert {len(row) for row in text(drawn)} <= {max(0, columns)}
+    for low, high in ((0.0, 1.0), (-1e308, 1e308), (5.0, 5.0 + 1e-12), (-1e-300, 1e-300)):
+        axis = Axis(low, high, False)
+        framed = with_axes(picture, axis, axis, max(1, columns + 8))
+        assert {strip.cell_length for strip in framed} <= {max(1, columns + 8)}
+
+
 def test_anything_can_be_drawn_in_any_size() -> None:
     numbers = random.Random(1)
     for columns, rows in [(1, 1), (1, 100), (300, 1), (0, 0), (-3, 4), (300, 100), *((n, 7) for n in range(1, 40))]:
-        picture = Picture(columns, rows)
-        for _ in range(60):
-            a, b, c, d = (numbers.choice([*ODD, numbers.uniform(-10, 400)]) for _ in range(4))
-            picture.line((a, b), (c, d), "#ffffff")
-            picture.dot(numbers.randint(-9, 700), numbers.randint(-9, 500), "#ff0000")
-            picture.glyph(numbers.randint(-9, 400), numbers.randint(-9, 120), "●", "#00ff00")
-        drawn = picture.segments()
-        assert len(drawn) == max(0, rows)
-        assert {len(row) for row in text(drawn)} <= {max(0, columns)}
-        for low, high in ((0.0, 1.0), (-1e308, 1e308), (5.0, 5.0 + 1e-12), (-1e-300, 1e-300)):
-            axis = Axis(low, high, False)
-            framed = with_axes(picture, axis, axis, max(1, columns + 8))
-            assert {strip.cell_length for strip in framed} <= {max(1, columns + 8)}
+        draw_anything(numbers, columns, rows)
+
+
+@pytest.mark.heavy
+def test_anything_can_be_drawn_in_every_size() -> None:
+    numbers = random.Random(2)
+    for columns in range(1, 301):
+        for rows in range(1, 101, 1 + columns // 50):
+            draw_anything(numbers, columns, rows)
 
 
 def test_resampling_is_exact_for_the_same_size_and_for_planes() -> None:

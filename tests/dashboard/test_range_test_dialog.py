@@ -204,7 +204,7 @@ async def test_another_viewers_result_is_not_taken_for_our_own() -> None:
 
 async def test_a_valid_result_of_another_viewer_is_shown_at_once() -> None:
     async with open_dashboard((120, 40), [*EARLIER, StateChanged(state="paused"), swept()]) as dashboard:
-        await dashboard.shows("● paused")
+        await dashboard.shows("‖ paused")
         await dashboard.press("f")
         await dashboard.shows("enter sets lr=0.0756")
         assert dashboard.keeper.received == []

@@ -9,7 +9,8 @@ import pytest
 from rich.segment import Segment
 from rich.style import Style
 
-from tui_descent.dashboard.charts.raster import Point, Raster
+from tui_descent.dashboard.charts.cells import Point
+from tui_descent.dashboard.charts.raster import Raster
 
 RED, BLUE, WHITE = (200, 40, 40), (37, 46, 66), (255, 255, 255)
 ODD = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e308, -1e308, 5e-324, 1.0, -1.0]

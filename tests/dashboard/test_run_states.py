@@ -16,6 +16,7 @@ from fake_run import FakeKeeper
 
 from tui_descent.dashboard import bridge
 from tui_descent.dashboard.app import DescentApp
+from tui_descent.dashboard.colours import state_glyph
 from tui_descent.protocol import channel
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import (
@@ -39,7 +40,7 @@ async def test_a_lost_trainer_is_reported_and_the_screen_stays() -> None:
         await dashboard.shows("● running")
         tail = ("Traceback", "RuntimeError: no memory")
         dashboard.keeper.publish(RunEnded(status="lost", step=60, reason="signal 9", exit_code=-9, log_tail=tail))
-        await dashboard.shows("trainer lost (signal 9)", "at step 60", "RuntimeError: no memory", "● lost")
+        await dashboard.shows("trainer lost (signal 9)", "at step 60", "RuntimeError: no memory", "✕ lost")
         await dashboard.press("r")
         await dashboard.shows("not now", "the run has ended")
         await dashboard.press("2")
@@ -75,7 +76,7 @@ async def test_the_dashboard_waits_for_the_keeper_to_start() -> None:
 )
 async def test_exit_code_of_an_ended_run(status: Status, code: int) -> None:
     async with open_dashboard((80, 24), [*EARLIER, RunEnded(status=status, step=60)]) as dashboard:
-        await dashboard.shows(f"● {status}")
+        await dashboard.shows(f"{state_glyph(status)} {status}")
         await dashboard.press("q")
     assert dashboard.app.return_value == code
 
@@ -84,7 +85,7 @@ async def test_exit_code_of_an_ended_run(status: Status, code: int) -> None:
 async def test_exit_code_of_a_script_that_failed_after_its_run(own: int, code: int) -> None:
     ended = RunEnded(status="finished", step=60, exit_code=own, log_tail=("KeyError: 'x'",), log_path="/x/run.log")
     async with open_dashboard((80, 24), [*EARLIER, ended]) as dashboard:
-        await dashboard.shows("● finished", "KeyError: 'x'", "full log: /x/run.log")
+        await dashboard.shows("✓ finished", "KeyError: 'x'", "full log: /x/run.log")
         await dashboard.press("q")
     assert dashboard.app.return_value == code
 
@@ -114,7 +115,7 @@ async def test_every_key_for_quitting_asks(key: str) -> None:
         assert dashboard.app.is_running
         assert dashboard.keeper.received == []
         dashboard.keeper.publish(RunEnded(status="finished", step=60))
-        await dashboard.shows("● finished")
+        await dashboard.shows("✓ finished")
         await dashboard.press(key)
         await dashboard.wait_until(lambda: dashboard.app.return_value is not None)
     assert dashboard.app.return_value == 0
@@ -173,7 +174,7 @@ async def test_non_finite_losses_and_readings_are_drawn(value: float) -> None:
 async def test_a_held_run_says_why_and_what_to_press() -> None:
     async with open_dashboard((80, 24), EARLIER) as dashboard:
         dashboard.keeper.publish(steps(60, [math.nan]), StateChanged(state="held", reason="loss is nan"))
-        await dashboard.shows("● held", "loss is nan · space: resume", "space resume", "loss nan")
+        await dashboard.shows("▲ held", "loss is nan · space: resume", "space resume", "loss nan")
 
 
 @pytest.mark.parametrize("state", ["running", "paused", "held", "waiting", "testing", "stopping"])
@@ -181,16 +182,16 @@ async def test_a_silent_trainer_is_shown_in_every_state_and_keys_answer(state: S
     async with open_dashboard((80, 24), EARLIER) as dashboard:
         before = StateChanged(state=state, reason="loss is nan")
         dashboard.keeper.publish(before)
-        await dashboard.shows(f"● {state}")
+        await dashboard.shows(f"{state_glyph(state)} {state}")
         dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=4))
-        await dashboard.shows("● silent for 4 s", "the trainer is suspended or in a long step · q: quit")
+        await dashboard.shows("▲ silent for 4 s", "the trainer is suspended or in a long step · q: quit")
         dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=12))
-        await dashboard.shows("● silent for 12 s")
+        await dashboard.shows("▲ silent for 12 s")
         dashboard.keeper.replies = False
         await dashboard.press("plus")
         await dashboard.shows("requested  lr=*1.25")
         dashboard.keeper.publish(before)
-        await dashboard.shows(f"● {state}")
+        await dashboard.shows(f"{state_glyph(state)} {state}")
         assert "silent for" not in dashboard.text()
 
 
@@ -200,14 +201,14 @@ async def test_a_silent_trainer_is_shown_in_every_state_and_keys_answer(state: S
 async def test_a_silent_keeper_is_shown_until_it_sends_again(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [] if state in ("importing torch", "building") else EARLIER
     async with open_dashboard((80, 24), [*before, StateChanged(state=state)], heartbeat=True) as dashboard:
-        await dashboard.shows(f"● {state}")
+        await dashboard.shows(f"{state_glyph(state)} {state}")
         await dashboard.wait_until(lambda: dashboard.app.bridge.client is not None)
         late_s = time.monotonic() + 9
         monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
-        await dashboard.shows("● silent for ", "the run's keeper does not respond (suspended?) · q: quit")
-        assert any(f"● silent for {n} s" in dashboard.text() for n in range(9, 20)), "more on a busy machine"
+        await dashboard.shows("▲ silent for ", "the run's keeper does not respond (suspended?) · q: quit")
+        assert any(f"▲ silent for {n} s" in dashboard.text() for n in range(9, 20)), "more on a busy machine"
         dashboard.keeper.beat()
-        await dashboard.shows(f"● {state}")
+        await dashboard.shows(f"{state_glyph(state)} {state}")
         assert "silent for" not in dashboard.text()
 
 
@@ -230,7 +231,7 @@ async def test_a_keeper_that_is_silent_from_the_start_is_shown(monkeypatch: pyte
 async def test_a_silent_keeper_is_left_at_once(state: State, script: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     events = [*EARLIER, StateChanged(state=state)]
     async with open_dashboard((80, 24), events, heartbeat=True, replies=False, script=script) as dashboard:
-        await dashboard.shows(f"● {state}")
+        await dashboard.shows(f"{state_glyph(state)} {state}")
         late_s = time.monotonic() + 9
         monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
         await dashboard.shows("silent for 9 s")
@@ -257,11 +258,11 @@ async def test_a_keeper_that_falls_silent_while_the_run_stops_is_left(monkeypatc
 async def test_a_keeper_with_nothing_to_send_is_not_silent(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [*EARLIER, StateChanged(state=state, reason="loss is nan")]
     async with open_dashboard((80, 24), before, heartbeat=True) as dashboard:
-        await dashboard.shows(f"● {state}")
+        await dashboard.shows(f"{state_glyph(state)} {state}")
         late_s = time.monotonic() + 900
         monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
         dashboard.keeper.beat()
-        await dashboard.shows(f"● {state}")
+        await dashboard.shows(f"{state_glyph(state)} {state}")
         await dashboard.press("y")
         await dashboard.drawn()
         assert "silent for" not in dashboard.text()
@@ -276,7 +277,7 @@ async def test_a_user_loop_that_calls_nothing_is_not_called_a_trainer() -> None:
 @pytest.mark.parametrize("state", ["importing torch", "building"])
 async def test_a_silent_trainer_is_shown_before_the_first_step(state: State) -> None:
     async with open_dashboard((80, 24), [StateChanged(state=state, silent_s=7)]) as dashboard:
-        await dashboard.shows(f"● {state}", "silent for 7 s")
+        await dashboard.shows(f"{state_glyph(state)} {state}", "silent for 7 s")
 
 
 async def test_a_net_of_two_hundred_layers() -> None:
@@ -325,7 +326,7 @@ async def test_control_codes_and_markup_in_foreign_text_have_no_effect() -> None
         dashboard.keeper.publish(
             RunEnded(status="failed", step=20, reason=HOSTILE, log_tail=(HOSTILE,), log_path=HOSTILE)
         )
-        await dashboard.shows("● failed", "red[bold]b[/] [@click=app.exit]x[/] right 31mend"[:20])
+        await dashboard.shows("✕ failed", "red[bold]b[/] [@click=app.exit]x[/] right 31mend"[:20])
 
 
 async def test_events_do_not_trigger_redraws() -> None:

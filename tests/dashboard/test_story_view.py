@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from driver import Dashboard, compare, open_dashboard
 from factories import started, steps, turned, vanishing
+from textual import events
 
+from tui_descent.dashboard.dialogs.end_card import EndCardDialog
 from tui_descent.protocol.commands import Stop, TurnKnob
 from tui_descent.protocol.events import AnyEvent, Noted, RunEnded, StateChanged
 from tui_descent.scenario import presets
@@ -51,7 +53,7 @@ async def test_a_change_in_the_story_asks_first_and_reveals_the_answer() -> None
         await dashboard.shows("You predicted: the loss falls.")
         for step in range(200, 260):
             dashboard.keeper.publish(steps(step, [2.3 if step < 205 else 0.5]))
-        await dashboard.shows("Right! It fell: from")
+        await dashboard.shows("Right!", "fell: from 2.36 to 0.5 in 50 steps.")
 
 
 async def test_escape_makes_no_change() -> None:
@@ -61,6 +63,23 @@ async def test_escape_makes_no_change() -> None:
         await dashboard.press("escape", "1", "plus")
         await wait_for_commands(dashboard, 1)
         assert dashboard.keeper.received == [TurnKnob(knob="lr", value="*1.25")]
+
+
+async def test_h_answers_a_question_with_no_guess_and_asks_no_more() -> None:
+    async with open_dashboard((120, 40), run_of(200)) as dashboard:
+        await dashboard.press("h", "r")
+        await dashboard.shows("h makes the change and asks no more questions")
+        await dashboard.press("h")
+        await wait_for_commands(dashboard, 1)
+        assert dashboard.keeper.received == [TurnKnob(knob="residual", value="on")]
+        await dashboard.shows("Predictions are off")
+
+
+async def test_a_change_to_the_present_value_asks_no_question() -> None:
+    async with open_dashboard((120, 40), run_of(200)) as dashboard:
+        await dashboard.press("h", "a", "enter")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.steered))
+        assert dashboard.keeper.steered == [TurnKnob(knob="activation", value="sigmoid")]
 
 
 async def test_predictions_can_be_switched_off() -> None:
@@ -96,7 +115,7 @@ async def test_a_key_closes_the_end_card_and_acts() -> None:
 async def test_a_run_is_stopped_before_what_follows(key: str, then: str) -> None:
     async with open_dashboard((120, 40), run_of(100)) as dashboard:
         await dashboard.press(key)
-        await dashboard.shows("↑ ↓ enter choose")
+        await dashboard.shows("enter answers · escape stays")
         await dashboard.press("s")
         await wait_for_commands(dashboard, 1)
         assert dashboard.keeper.received == [Stop()]
@@ -142,3 +161,42 @@ async def test_a_failed_run_can_be_restarted() -> None:
         await dashboard.press("R")
         await dashboard.wait_until(lambda: dashboard.app.return_value is not None)
         assert (dashboard.app.return_value, dashboard.app.then) == (1, "restart")
+
+
+async def test_the_story_can_be_read_while_torch_is_imported() -> None:
+    table = to_table(presets.find("saddle")[1])
+    async with open_dashboard((120, 40), [], scenario=table) as dashboard:
+        await dashboard.press("h")
+        await dashboard.shows("Story h", "A saddle: the gradient", "The run has not started yet.", "The loss is x^2")
+        dashboard.keeper.publish(*run_of(100, "saddle"))
+        await dashboard.shows("Next: watch until about step 300")
+
+
+async def test_a_paused_run_asks_for_a_prediction_and_the_end_repeats_the_card() -> None:
+    async with open_dashboard((120, 40), run_of(200)) as dashboard:
+        dashboard.keeper.publish(StateChanged(state="paused"))
+        await dashboard.press("h")
+        await dashboard.shows("Next: press r, then space.")
+        await dashboard.press("r")
+        await dashboard.shows("what will the loss do")
+        await dashboard.press("escape")
+        dashboard.keeper.publish(StateChanged(state="waiting"))
+        await dashboard.shows("The end of this run")
+        await dashboard.press("y")
+        await dashboard.wait_until(lambda: "The end of this run" not in dashboard.text())
+        await dashboard.shows("What happened", "Nothing was changed.", "Next: restart (R), then press r.")
+
+
+async def test_keys_that_come_faster_than_a_dialog_closes_do_nothing() -> None:
+    async with open_dashboard((120, 40), run_of(600)) as dashboard:
+        await dashboard.drawn()
+        dashboard.keeper.publish(StateChanged(state="waiting"))
+        await dashboard.shows("The end of this run")
+        card = dashboard.app.screen
+        assert isinstance(card, EndCardDialog)
+        for key in ("semicolon", "semicolon", "escape"):
+            card.post_message(events.Key(key, None))
+        await dashboard.wait_until(lambda: dashboard.app.screen is dashboard.app.run_screen)
+        await dashboard.press("h")
+        await dashboard.shows("What happened")
+        assert dashboard.app.screen is dashboard.app.run_screen

@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 import pytest
 from driver import compare, open_dashboard
-from factories import started, vanishing
+from factories import started, steps, vanishing
 from task_pictures import (
+    addition_picture,
+    classes_picture,
     curve_picture,
     digits_picture,
     prediction,
@@ -21,19 +23,23 @@ from task_pictures import (
 )
 
 from tui_descent.dashboard.charts.picture import Depth
+from tui_descent.dashboard.panels.task import TaskPanel
 from tui_descent.dashboard.pictures.draw import Drawings, grid, legend
 from tui_descent.dashboard.pictures.regions import class_one_ahead
 from tui_descent.dashboard.pictures.surface import LEVELS, RANK_PART, heights, level
 from tui_descent.protocol.commands import WatchTask
-from tui_descent.protocol.events import RunEnded, StateChanged
+from tui_descent.protocol.events import AnyEvent, RunEnded, StateChanged
 from tui_descent.protocol.task_pictures import (
     MAX_NET_CELLS,
     NO_GUESS,
+    ClassGroup,
     CriticalPoint,
     SurfacePicture,
     TaskPicture,
     grid_size,
 )
+from tui_descent.scenario import presets
+from tui_descent.scenario.toml import to_table
 
 EARLIER = vanishing(30)
 DEPTHS: tuple[Depth, ...] = ("truecolor", "256", "16", "none")
@@ -52,13 +58,36 @@ async def test_pictures_are_requested_only_while_the_view_is_open_and_in_its_siz
         await dashboard.shows("residual off")
         await dashboard.press("8")
         await dashboard.shows("waiting for the first picture")
-        await dashboard.wait_until(lambda: dashboard.keeper.received == [WatchTask(on=True, columns=110, rows=32)])
-        dashboard.keeper.publish(taken(surface_picture(110, 32), step=31))
+        await dashboard.wait_until(lambda: dashboard.keeper.received == [WatchTask(on=True, columns=110, rows=31)])
+        dashboard.keeper.publish(taken(surface_picture(110, 31), step=31))
         await dashboard.shows("step 31", "x = 0.2000", "gradient (0.4000, -0.5730)", "minimum")
         await dashboard.pilot.resize_terminal(80, 24)
         await dashboard.wait_until(lambda: dashboard.keeper.received[1:] == [WatchTask(on=True, columns=70, rows=16)])
         await dashboard.press("1")
         await dashboard.wait_until(lambda: dashboard.keeper.received[2:] == [WatchTask(on=False)])
+
+
+def surface_run() -> list[AnyEvent]:
+    run = started(0, scenario=to_table(presets.find("saddle")[1]), layers=(), steps=1200)
+    return [run, StateChanged(state="running"), steps(0, [math.exp(-n / 10) for n in range(40)])]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_a_test_surface_is_shown_in_the_overview_and_beside_the_story(size: tuple[int, int]) -> None:
+    async with open_dashboard(size, surface_run()) as dashboard:
+        received = dashboard.keeper.received
+        await dashboard.shows("waiting for the first picture")
+        await dashboard.wait_until(lambda: bool(received))
+        columns, rows = dashboard.app.run_screen.query_one("#map", TaskPanel).grid
+        assert received == [WatchTask(on=True, columns=columns, rows=rows)]
+        dashboard.keeper.publish(taken(surface_picture(columns, rows), step=31))
+        await dashboard.shows("contour map of the loss", "step 31")
+        await dashboard.drawn()
+        compare(f"overview-surface-{size[0]}x{size[1]}", dashboard.text())
+        await dashboard.press("h")
+        await dashboard.shows("contour map of the loss", "Next: watch until about step 300")
+        await dashboard.press("2")
+        await dashboard.wait_until(lambda: dashboard.keeper.received[-1] == WatchTask(on=False))
 
 
 async def test_the_view_says_why_it_is_empty() -> None:
@@ -102,6 +131,8 @@ def pictures(columns: int, rows: int) -> dict[str, TaskPicture]:
         "regions": regions_picture(*grid_size(columns, 2 * rows, MAX_NET_CELLS)),
         "digits": digits_picture(),
         "text": text_picture(),
+        "addition": addition_picture(),
+        "classes": classes_picture(),
     }
 
 
@@ -175,7 +206,7 @@ def test_any_surface_is_drawn_in_any_size(depth: Depth) -> None:
             )
     flat = surface_picture(30, 20, losses=array("f", [2.0] * 600).tobytes())
     text(flat, 78, 17, depth)
-    assert legend(flat, depth)
+    assert legend(flat, depth, 60)
 
 
 def test_a_terminal_without_colours_shows_the_path_by_bullets() -> None:
@@ -217,7 +248,7 @@ def test_regions_without_colours_are_shaded() -> None:
         assert rows[10][8 + 35] == "░"
         assert rows[2][8 + 2] == " "
         assert any("·" in row for row in rows)
-        assert legend(regions_picture(), depth).endswith("· unsure")
+        assert legend(regions_picture(), depth, 60).endswith("· unsure")
     assert "░" not in text(regions_picture(), 78, 22, "truecolor")
 
 
@@ -243,13 +274,78 @@ def test_digits_show_guess_truth_and_sureness() -> None:
     assert rows[1].rstrip().endswith("most often confused")
     assert rows[2].rstrip().endswith("9 taken for 4   12×")
     perfect = digits_picture(confusions=(), right=360)
-    assert text(perfect, 78, 17).splitlines()[1].rstrip().endswith("no digit is confused")
+    assert text(perfect, 78, 17).splitlines()[1].rstrip().endswith("no class is confused")
 
 
 def test_images_are_whole_and_as_many_as_fit() -> None:
     for width, height, count in ((78, 17, 15), (118, 33, 45), (10, 6, 1), (9, 6, 0), (10, 5, 0), (198, 54, 96)):
         drawn = text(digits_picture(), width, height)
         assert sum(drawn.count(mark) for mark in "✓✗") == count, (width, height)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (12, 12), (16, 5), (5, 16), (13, 7)])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_images_of_any_size_are_drawn_whole(height: int, width: int, depth: Depth) -> None:
+    one = bytes(16 if x in (0, width - 1) or y in (0, height - 1) else 0 for y in range(height) for x in range(width))
+    picture = digits_picture(30, pixels=one * 30, height=height, width=width)
+    rows = text(picture, 98, 30, depth).splitlines()
+    step, down = max(width, 8) + 2, (height + 1) // 2 + 1
+    assert rows[down][1:3] == "0✓"
+    assert rows[down][1 + step : 3 + step] == "1✓"
+    if depth == "none":
+        left = 1 + max(0, 8 - width) // 2
+        image = [row[left : left + width] for row in rows[1:down]]
+        assert {row[0] for row in image} <= {"█", "▀"}
+        assert {row[-1] for row in image} <= {"█", "▀"}
+        assert image[0].strip("▀█") == ""
+    for size in ((1, 1), (12, 5), (42, 3), (78, 17), (198, 54)):
+        text(picture, *size, depth)
+    letters = digits_picture(30, digits=bytes([34] * 30), guesses=bytes([12] * 30))
+    assert "12✗(34)" in text(letters, 78, 17, depth)
+
+
+def test_the_table_shows_each_pair_of_a_modular_addition() -> None:
+    def right(a: int, b: int) -> bool:
+        return (7 * a + b) % 3 > 0 or (7 * a + b) % 9 == 0
+
+    large = text(addition_picture(7), 60, 12, "none").splitlines()
+    assert "right: trained 1,120/1,120  held out 187/561" in large[0]
+    for a in range(7):
+        assert large[1 + a][:5] == {0: " a 0 ", 5: "   5 "}.get(a, "     ")
+        assert large[1 + a][5:19] == "".join("██" if right(a, b) else "  " for b in range(7))
+    small = text(addition_picture(7), 60, 6, "none").splitlines()
+    for row in range(3):
+        halves = [(right(2 * row, b), right(2 * row + 1, b)) for b in range(7)]
+        assert small[1 + row][5:12] == "".join(" ▄▀█"[2 * upper + lower] for upper, lower in halves)
+    assert small[4][5:12] == "".join("▀" if right(6, b) else " " for b in range(7))
+
+
+def test_bars_show_the_loss_of_each_size_of_class() -> None:
+    rows = text(classes_picture(), 98, 22).splitlines()
+    assert "25% of the held-out samples are recognised" in rows[0]
+    bars = {row[:28].strip(): row.count("━") for row in rows if "━" in row}
+    assert next(iter(bars)) == "2 classes of 64 samples"
+    assert list(bars)[-1] == "128 classes of 1 sample"
+    assert sorted(bars.values()) == list(bars.values())
+    assert "0.0200 nats" in rows[3]
+    assert "100% right" in rows[3]
+    assert "5.541 nats, the loss of a guess" in text(classes_picture(), 98, 22)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_any_table_and_any_classes_are_drawn_in_any_size(depth: Depth) -> None:
+    for size in ((1, 1), (5, 3), (8, 4), (42, 3), (58, 15), (78, 17), (118, 33), (198, 54)):
+        for modulus in (5, 41, 97):
+            text(addition_picture(modulus), *size, depth)
+        for groups in (2, 8, 10):
+            text(classes_picture(groups), *size, depth)
+        for loss in (math.nan, math.inf, 0.0, 1e30):
+            broken = (ClassGroup(classes=1, samples=100_000, loss=loss, right=0.0),)
+            text(classes_picture(groups=broken, guess=0.7), *size, depth)
+    assert "the outputs are NaN" in text(
+        classes_picture(groups=(ClassGroup(classes=1, samples=1, loss=math.nan, right=0.0),)), 78, 9
+    )
+    assert legend(addition_picture(), depth)
 
 
 def test_images_without_colours_have_shapes() -> None:
@@ -268,15 +364,16 @@ def test_any_digits_are_drawn_in_any_size(depth: Depth) -> None:
     assert "NaN/inf" in text(unknown, 78, 17, depth)
     broken = digits_picture(guesses=bytes([NO_GUESS] * 96), confusions=(), right=0)
     assert "the outputs are" in text(broken, 78, 17, depth).splitlines()[1]
-    assert legend(few, depth)
+    assert legend(few, depth, 60)
 
 
 def test_bars_show_the_loss_of_each_character() -> None:
     losses = array("f", [0.0, 4.564, 2.4, math.nan, 99.0, -1.0, 0.3, math.inf])
     picture = text_picture(1, 8, losses=losses.tobytes())
-    rows = text(picture, 78, 17).splitlines()
-    (at,) = [n for n, row in enumerate(rows) if row.strip() == "def f(x)"]
-    assert rows[at + 1].strip() == "▁█▅?█▁▁?"
+    for height, bars in ((8, ["▁█▅?█▁▁?"]), (17, [" █  █   ", " █▁ █   ", " ██ █   ", "▁██?█▁▃?"])):
+        rows = text(picture, 78, height).splitlines()
+        (at,) = [n for n, row in enumerate(rows) if row.strip() == "def f(x)"]
+        assert [row[1:9] for row in rows[at + 1 : at + 1 + len(bars)]] == bars, "as high as there is room for"
     assert "2.300 nats" in rows[0]
     assert "4.564 by guessing" in rows[0]
 
@@ -292,10 +389,21 @@ def test_any_text_is_drawn_in_any_size() -> None:
     for size in ((1, 1), (8, 4), (12, 5), (42, 3), (78, 17), (198, 54)):
         for picture in (strange, nothing, text_picture(24, 2), text_picture(4, 77)):
             text(picture, *size)
-    assert legend(nothing, "none")
+    assert legend(nothing, "none", 60)
 
 
-@pytest.mark.parametrize("picture", [surface_picture, curve_picture, regions_picture, digits_picture, text_picture])
+@pytest.mark.parametrize(
+    "picture",
+    [
+        surface_picture,
+        curve_picture,
+        regions_picture,
+        digits_picture,
+        text_picture,
+        addition_picture,
+        classes_picture,
+    ],
+)
 def test_no_text_is_cut_in_a_narrow_terminal(picture: Callable[[], TaskPicture]) -> None:
     long = {"point": (-0.00233, -0.00038), "loss": -5.3e-06, "gradient": (-0.00467, -0.00076)}
     shown = surface_picture(**long) if picture is surface_picture else picture()
@@ -316,11 +424,30 @@ def test_cells_without_a_finite_loss_are_hatched(depth: Depth) -> None:
     drawn = text(picture, columns + 8, rows + 2, depth).splitlines()[1:-1]
     assert [row[8:18] for row in drawn] == ["╱" * 10] * rows
     assert "╱" not in "".join(row[18:] for row in drawn)
-    assert "╱ not finite" in legend(picture, depth)
-    assert "not finite" not in legend(surface_picture(columns, rows), depth)
+    assert "╱ not finite" in legend(picture, depth, 60)
+    assert "not finite" not in legend(surface_picture(columns, rows), depth, 60)
 
 
 def test_a_maximum_has_its_own_glyph() -> None:
     picture = surface_picture(critical=(CriticalPoint("maximum", (0.5, 0.5)),))
     assert "▴" in text(picture, 80, 24)
-    assert "▴ maximum" in legend(picture, "truecolor")
+    assert "▴ maximum" in legend(picture, "truecolor", 60)
+
+
+def test_the_legend_and_the_numbers_of_a_surface_fit_into_a_narrow_panel() -> None:
+    assert "○ start" in legend(surface_picture(), "truecolor", 60)
+    narrow = legend(surface_picture(), "truecolor", 34)
+    assert "start" not in narrow
+    assert narrow.endswith("× saddle[/]")
+    for width in range(20, 80):
+        first = text(surface_picture(20, 8), width, 10).splitlines()[0]
+        assert "…" not in first or width < 34, first
+
+
+def test_the_tangent_does_not_hide_the_curve() -> None:
+    at_minimum = {"point": (1.5,), "loss": 0.0, "path": b""}
+    with_tangent = text(curve_picture(gradient=(0.0,), **at_minimum), 80, 20).splitlines()
+    without = text(curve_picture(gradient=(math.nan,), **at_minimum), 80, 20).splitlines()
+    assert with_tangent[1:] != without[1:]
+    for row, expected in zip(with_tangent[1:], without[1:], strict=True):
+        assert all(found == dots for found, dots in zip(row, expected, strict=True) if "\u2800" < dots <= "\u28ff")

@@ -117,6 +117,15 @@ def test_the_curve_is_redrawn_after_an_undo() -> None:
     assert again == fresh
 
 
+def test_after_an_undo_to_the_start_the_ghost_is_shown_alone() -> None:
+    back = msgspec.structs.replace(BACK, from_step=6, to_step=0, step=0, what="the steps since step 0")
+    look = view([started(), losses(0, 6, 2.5, segment=0), back])
+    shown = LossPanel().draw(look, 80, 14)
+    assert ghost_cells(shown) > 20, "the label and the curve"
+    assert any("undone: the steps" in strip.text for strip in shown)
+    assert ghost_cells(LossPanel().draw(replace(look, ghosts=False), 80, 14)) == 0
+
+
 def test_a_diverged_ghost_does_not_flatten_the_live_curve() -> None:
     events = list(EARLIER)
     events[3] = losses(40, 100, 1e20, segment=0)

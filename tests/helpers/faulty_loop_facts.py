@@ -12,13 +12,35 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self
+from unittest import mock
 
 import torch
 from faulty_loops import LOOPS, FaultyLoop
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import optimizer as torch_optimizer
+from torch.overrides import TorchFunctionMode
 
+DISTANCES = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
 EVERY = 10  # how often, in updates, gradients and weights are looked at
+
+
+class Distances(TorchFunctionMode):
+    """Looks at the losses and differences that a loop computes of outputs and targets."""
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__()
+        self.facts = facts
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, both = getattr(func, "__name__", ""), args[:2]
+        if len(both) == 2 and all(isinstance(one, Tensor) for one in both):
+            out, target = both
+            if name in DISTANCES:
+                self.facts.target_rms = target.detach().square().mean().sqrt().item()
+            if name in DISTANCES | {"sub", "__sub__"} and out.requires_grad and not target.requires_grad:
+                self.facts.broadcasts |= out.shape != target.shape and out.numel() == target.numel()
+        return func(*args, **(kwargs or {}))
 
 
 class Update:
@@ -50,6 +72,12 @@ class Facts:
         self.input_rms = self.output_deviation = math.nan
         self.samples = 0
         self.are_probabilities = False
+        # Of the loss functions: whether outputs and targets differ in shape, and the rms of the targets.
+        self.broadcasts, self.target_rms = False, math.nan
+        # The share of the passes with gradients in which a batch norm or dropout was in eval mode, and what the last
+        # call of `clip_grad_norm_` has left of the gradient.
+        self.passes_in_eval, self.clipped_to = 0.0, 1.0
+        self._passes: list[bool] = []
         self._names: dict[int, str] = {}
         self._before: dict[int, Tensor] = {}
         self._handles: list[Any] = []
@@ -91,6 +119,13 @@ class Facts:
             torch_optimizer.register_optimizer_step_post_hook(self._compare),
         ]
         self._handles += [net.register_forward_hook(self._pass) for net in self.nets]
+        first = next((m for m in self.modules if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.RNNBase)), None)
+        if first is not None:
+            self._handles.append(first.register_forward_pre_hook(self._first_input))
+        self._patched = mock.patch.object(nn.utils, "clip_grad_norm_", self._clip)
+        self._patched.start()
+        self._distances = Distances(self)
+        self._distances.__enter__()
         for module in self.modules:
             if isinstance(module, nn.ReLU | nn.Sigmoid | nn.Tanh):
                 self._handles.append(module.register_forward_hook(self._activation))
@@ -99,19 +134,33 @@ class Facts:
     def __exit__(self, *_: object) -> bool:
         for handle in self._handles:
             handle.remove()
+        self._distances.__exit__(None, None, None)
+        self._patched.stop()
         return False
 
     def step(self, loss: Any) -> bool:
         self.losses.append(float(loss))
         return True
 
+    def _clip(self, parameters: Any, max_norm: float, **how: Any) -> Tensor:
+        norm = clip_grad_norm_(parameters, max_norm, **how)
+        self.clipped_to = max_norm / norm.item()
+        return norm
+
     def _pass(self, net: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
+        modes = [m.training for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | nn.Dropout)]
+        if torch.is_grad_enabled() and modes:
+            self._passes.append(not all(modes))
+            self.passes_in_eval = statistics.fmean(self._passes)
         if isinstance(out, Tensor):
             last = out.detach().float()
             self.output_deviation = (last.std(0).max() / last.square().mean().sqrt().clamp(min=1e-30)).item()
             self.are_probabilities = bool(((last >= 0) & (last <= 1)).all())
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
-            self.samples, self.input_rms = len(inputs[0]), inputs[0].float().square().mean().sqrt().item()
+            self.samples = len(inputs[0])
+
+    def _first_input(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.input_rms = inputs[0].detach().float().square().mean().sqrt().item()
 
     def _activation(self, module: nn.Module, _: Any, out: Tensor) -> None:
         if self.made % EVERY:
@@ -257,6 +306,14 @@ TRUTHS: dict[str, Callable[[Facts], bool]] = {
     "foreign parameters": lambda f: f.foreign > 0,
     "gradient cut": _is_cut,
     "no gradient": lambda f: all(g is None for u in f.updates for g in u.grads.values()),
+    "all pairs": lambda f: f.broadcasts,
+    "target scale": lambda f: not 1e-2 < f.target_rms < 1e2,
+    "eval mode": lambda f: f.passes_in_eval > 0.5,
+    "gradients cut": lambda f: f.clipped_to < 1e-2,
+    "large momentum": lambda f: (
+        max(g.get("momentum", 0.0) for g in f.optimizers[0].param_groups) > 0.99
+        and max(f.losses[50:]) > 2 * min(f.losses)
+    ),
     "frozen layers": lambda f: bool(f.frozen),
     "rate zero": lambda f: len(f.rates) > 20 and not any(f.rates[-20:]),
     "no update": _without_update,

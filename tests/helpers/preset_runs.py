@@ -40,6 +40,10 @@ TRUE: dict[str, tuple[str, set[str]]] = {
     "activations": ("healthy", {"converged"}),
     "born-dead": ("dead units", set()),
     "break-it": ("healthy", {"converged"}),
+    "narrow-valley": ("healthy", {"converged"}),
+    "monkey-saddle": ("healthy", {"converged", "saddle", "plateau"}),
+    "saddles-not-minima": ("healthy", {"converged", "saddle"}),
+    "saddle-to-saddle": ("healthy", {"converged", "saddle", "plateau"}),
 }
 SICK = (
     "vanishing", "exploding", "plateau", "too-hot", "dead-relu", "transformer", "rate-too-small", "rate-at-the-limit",
@@ -47,7 +51,7 @@ SICK = (
 )  # fmt: skip
 PACED_STEPS = 200
 CURE_STEPS = 250  # how long the advice may take
-SLOWER = {"transformer": 500}  # longer for these presets
+SLOWER = {"transformer": 1000}  # longer for these presets
 FASTEST = {"edge-of-stability": 1200}  # steps at full speed, where the preset's own number takes too long
 CURED = 0.8  # of the loss without the advice
 
@@ -102,9 +106,10 @@ class PresetRun:
 
     @property
     def last_loss(self) -> float:
-        losses = [line["loss"] for line in self.lines if line["event"] == "step"]
-        known = [loss for loss in losses[-20:] if isinstance(loss, float | int)]
-        return statistics.fmean(known) if len(known) == len(losses[-20:]) and known else math.inf
+        """The mean of the last twenty losses, because batches differ."""
+        losses = [line["loss"] for line in self.lines if line["event"] == "step"][-20:]
+        known = losses and all(isinstance(loss, float | int) for loss in losses)
+        return statistics.fmean(losses) if known else math.inf
 
     def __str__(self) -> str:
         findings = [f"{line['finding']}@{line['step']}" for line in self.said]
@@ -155,7 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 done = run_anyway(name, seed, paced=args.paced, home=Path(folder))
                 print(done, flush=True)
                 if args.cures and name in SICK and (cure := run_cure(done, home=Path(folder))):
-                    print(f"{'':18s} {cure[0]}: loss {cure[1]:.3g} without, {cure[2]:.3g} with it", flush=True)
+                    print(
+                        f"{'':18s} {cure[0]}: loss {cure[1]:.4g} without, {cure[2]:.4g} with it",
+                        flush=True,
+                    )
 
 
 def run_anyway(name: str, seed: int, *, paced: bool, home: Path) -> PresetRun:

@@ -8,6 +8,9 @@ from itertools import chain
 
 from tui_descent.protocol.events import TaskTaken
 from tui_descent.protocol.task_pictures import (
+    AdditionPicture,
+    ClassesPicture,
+    ClassGroup,
     Confusion,
     CriticalPoint,
     DigitsPicture,
@@ -120,3 +123,29 @@ def text_picture(windows: int = 24, context: int = 32, **changed: object) -> Tex
         "loss": 2.3,
     }
     return TextPicture(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+def addition_picture(modulus: int = 41, **changed: object) -> AdditionPicture:
+    """Two of three pairs are trained; the net is right on all of these, and on a third of the others."""
+    cells = bytes((n % 3 == 0) + 2 * (n % 3 > 0 or n % 9 == 0) for n in range(modulus**2))
+    fields: dict[str, object] = {
+        "modulus": modulus,
+        "cells": cells,
+        "trained": 1120,
+        "trained_right": 1120,
+        "held_out": 561,
+        "held_out_right": 187,
+    }
+    return AdditionPicture(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+def classes_picture(sizes: int = 8, **changed: object) -> ClassesPicture:
+    """The rarer the classes, the larger their loss."""
+    fields: dict[str, object] = {
+        "groups": tuple(
+            ClassGroup(classes=2**n, samples=2 ** (sizes - 1 - n), loss=0.02 + n, right=1 - n / sizes)
+            for n in range(sizes)
+        ),
+        "guess": math.log(2**sizes - 1),
+    }
+    return ClassesPicture(**{**fields, **changed})  # type: ignore[arg-type]

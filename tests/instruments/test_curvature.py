@@ -289,3 +289,16 @@ def test_few_distinct_eigenvalues_end_lanczos_early() -> None:
         assert reading.products <= len(values) + 1
         assert reading.converged
         assert (reading.lambda_min, reading.lambda_max) == pytest.approx((values[0], values[-1]), rel=1e-9)
+
+
+def test_a_measurement_ends_at_its_time_limit() -> None:
+    true = twin_eigenvalues("mlp")
+    model, loss = problem("mlp", torch.float64)
+    instrument = Curvature(loss, list(model.parameters()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curvature, "FULL_UP_TO", 0)
+        reading = instrument.measure(index=True, limit_s=0.0)
+    assert reading.products == curvature.LEAST_PRODUCTS
+    assert not reading.converged
+    assert reading.negative_fraction is None
+    assert float(true[0]) <= reading.lambda_min < reading.lambda_max <= float(true[-1])

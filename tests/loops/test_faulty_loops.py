@@ -19,6 +19,9 @@ SLOW = {
     "deep_sigmoid_conv_net", "few_images_learnt_by_heart", "gpt_built_again_after_the_optimizer",
     "gpt_on_random_tokens", "gpt_whose_blocks_get_a_copied_embedding", "gpt_with_a_rate_of_a_half",
     "gradient_accumulation", "one_cycle_on_digits", "relu_net_drawn_too_large_and_clipped",
+    "lstm_whose_outputs_are_squeezed_and_whose_targets_are_not", "lstm_for_prices_of_thousands",
+    "body_left_in_eval_mode_after_validation", "conv_net_clipped_to_next_to_nothing",
+    "regression_with_nesterov_of_0_998", "momentum_of_0_99_at_a_small_rate", "conv_net_with_validation_in_between",
 }  # fmt: skip
 USUAL = [name for name in LOOPS if name not in SLOW]
 NUMERICS = [name for name, loop in LOOPS.items() if loop.kind == "numerics"]

@@ -180,9 +180,9 @@ def test_a_diverging_run_is_held_before_the_update(terminal: Terminal) -> None:
 @pytest.mark.parametrize("terminal", [started("first-descent", "--pace", "20")], indirect=True)
 @pytest.mark.heavy
 def test_a_preset_waits_at_its_end_and_can_be_continued(terminal: Terminal) -> None:
-    terminal.wait(lambda text: "● waiting" in text and step_of(text) == 10)
+    terminal.wait(lambda text: "○ waiting" in text and step_of(text) == 10)
     terminal.press("space")
-    terminal.wait(lambda text: "● waiting" in text and step_of(text) == 20)
+    terminal.wait(lambda text: "○ waiting" in text and step_of(text) == 20)
     terminal.press("q")
     terminal.wait("stay")
     terminal.press("s")

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from factories import started
+from factories import ledger, started
 from task_pictures import surface_picture, taken
 
 from tui_descent.protocol.events import (
@@ -23,6 +23,7 @@ from tui_descent.protocol.events import (
     Marked,
     MetricLogged,
     Noted,
+    PartFactor,
     RangeTestCompleted,
     ReadingsTaken,
     RunEnded,
@@ -242,3 +243,14 @@ def test_layer_that_is_not_measured_says_why() -> None:
 
 def test_picture_of_the_task_has_no_line() -> None:
     assert lines(taken(surface_picture())) == []
+
+
+def test_the_parts_of_a_block_are_written_only_if_they_were_measured() -> None:
+    reading = ledger(5, 0.5, depth=1)
+    entry = msgspec.structs.replace(reading.entries[0], parts=(PartFactor("weights", 0.5),))
+    usual, measured = (
+        json.loads(next(iter(JsonLines().lines(msgspec.structs.replace(reading, entries=[one])))))["entries"][0]
+        for one in (reading.entries[0], entry)
+    )
+    assert "parts" not in usual
+    assert measured["parts"] == [{"part": "weights", "factor": 0.5}]

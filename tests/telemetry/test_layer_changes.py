@@ -22,7 +22,7 @@ from tui_descent.protocol.events import (
     ReadingsTaken,
     StepsCompleted,
 )
-from tui_descent.scenario.claims import Transcript
+from tui_descent.scenario.metrics import Transcript
 from tui_descent.telemetry.gradient_history import GradientHistory, log_magnitude
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines

@@ -7,7 +7,7 @@ import pytest
 from factories import history_of, received, started, steps, turned, vanishing
 
 from tui_descent.dashboard.prediction import Prediction, reveal, what_happened
-from tui_descent.protocol.events import AnyEvent, EndReached, RunEnded, StateChanged
+from tui_descent.protocol.events import AnyEvent, EndReached, KnobState, RunEnded, StateChanged
 from tui_descent.scenario import presets
 from tui_descent.scenario.claims import Measure, judge
 from tui_descent.scenario.key_words import how_to_press
@@ -151,8 +151,28 @@ def test_the_hint_at_the_end_names_what_was_not_tried() -> None:
     history = history_of(vanishing(600, 10_000))
     history.apply(StateChanged(state="waiting"))
     assert next_hint(SCENARIO, history) == "restart (R), then press r"
+    history.apply(turned(600, "30", "60", knob="pace"))
+    assert next_hint(SCENARIO, history) == "restart (R), then press r"
     history.apply(turned(600, "off", "on"))
+    assert next_hint(SCENARIO, history) == "press space to see what the change does"
+    history.apply(steps(600, [2.0]))
     assert next_hint(SCENARIO, history) == "restart (R), or choose another preset (p)"
+
+
+def test_a_change_at_the_end_does_not_matter_for_claims_about_the_end() -> None:
+    history = history_of(vanishing(600, 10_000))
+    history.apply(turned(600, "off", "on"))
+    claim = msgspec.structs.replace(SCENARIO.claim[1], at=None)
+    (result,) = end_card(msgspec.structs.replace(SCENARIO, claim=(claim,)), history, "vanishing").claims
+    assert result.outcome == "held"
+
+
+def test_the_value_that_a_run_starts_with_is_not_proposed() -> None:
+    scenario = presets.find("healthy")[1]
+    history = history_of(vanishing(600, 10_000))
+    assert any("choose relu" in text for text in end_card(scenario, history, "healthy").next)
+    history = history_of([started(scenario={}, knobs=(KnobState(name="activation", value="relu"),)), steps(0, [2.0])])
+    assert not any("choose relu" in text for text in end_card(scenario, history, "healthy").next)
 
 
 def test_what_was_evaluated_at_the_end_belongs_to_that_end() -> None:

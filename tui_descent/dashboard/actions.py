@@ -16,7 +16,8 @@ from tui_descent.dashboard.dialogs.number import knob_dialog, steps_dialog
 from tui_descent.dashboard.dialogs.range_test import RangeTestDialog
 from tui_descent.dashboard.dialogs.schedule import ScheduleDialog
 from tui_descent.dashboard.panels.lens import asked_layer
-from tui_descent.dashboard.screens.run import VIEWS, RunScreen
+from tui_descent.dashboard.screens.run import RunScreen
+from tui_descent.dashboard.view import RACE_VIEWS, VIEWS
 from tui_descent.protocol.commands import Pause, Resume, RunSteps, TurnKnob
 from tui_descent.scenario.keys import BINDING_OF, KeyBinding
 from tui_descent.scenario.knobs import PACES, parse
@@ -143,7 +144,9 @@ def ask_number(screen: RunScreen, knob: str) -> None:
     if screen.can_turn(knob):
         now, rates = screen.bridge.history.knobs.get(knob, ""), screen.bridge.history.rates
         known = rates.rates if knob == "lr" and rates is not None else None
-        screen.app.push_screen(knob_dialog(knob, now, known), _send_answer(screen, knob))
+        screen.app.push_screen(
+            knob_dialog(knob, now, known, advised=_advised(screen, knob)), _send_answer(screen, knob)
+        )
 
 
 def _range_test(screen: RunScreen, binding: KeyBinding, key: str) -> None:
@@ -152,6 +155,8 @@ def _range_test(screen: RunScreen, binding: KeyBinding, key: str) -> None:
         screen.bridge.refuse("the network is not built yet")
     elif started.scenario is None:
         screen.bridge.refuse("range test: not available for your own loop: its batches cannot be replayed")
+    elif started.lanes:
+        screen.bridge.refuse("range test: not in a race; run the preset alone")
     else:
         screen.app.push_screen(RangeTestDialog(screen.bridge), _send_answer(screen, "lr"))
 
@@ -208,6 +213,26 @@ def _steps_per_s(pace: str) -> float:
         return math.inf
 
 
+def _race(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    started = screen.bridge.history.started
+    if started is None:
+        screen.bridge.refuse("the network is not built yet")
+    elif started.scenario is None:
+        screen.bridge.refuse("race: not available for your own loop: it cannot be started again from here")
+    elif started.lanes:
+        screen.bridge.refuse("this is a race already; R starts it again")
+    else:
+        screen.leave("race")
+
+
+def _show_view(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    view = list(VIEWS)[binding.keys.index(key)]
+    if screen.bridge.history.lanes and view not in RACE_VIEWS:
+        screen.bridge.refuse(f"a race is not measured, so it has no view {VIEWS[view]}; 1 race, 3 events, 8 map")
+    else:
+        screen.show_view(view)
+
+
 def _help(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     screen.app.push_screen(HelpDialog())
 
@@ -227,14 +252,16 @@ HANDLERS: dict[str, Handler] = {
     "faster": _faster,
     "help": _help,
     "command_palette": lambda screen, binding, key: screen.app.action_command_palette(),
-    "show_view": lambda screen, binding, key: screen.show_view(list(VIEWS)[binding.keys.index(key)]),
+    "show_view": _show_view,
     "toggle_log": lambda screen, binding, key: screen.toggle_log(),
     "toggle_recent": lambda screen, binding, key: screen.toggle_recent(),
     "toggle_events": lambda screen, binding, key: screen.toggle_events(),
+    "show_other_lines": lambda screen, binding, key: screen.show_other_lines(),
     "toggle_ghosts": lambda screen, binding, key: screen.toggle_ghosts(),
     "focus_next_panel": lambda screen, binding, key: screen.focus_next_panel(),
     "zoom": lambda screen, binding, key: screen.zoom(),
     "show_story": lambda screen, binding, key: screen.show_story(),
+    "race": _race,
     "restart": lambda screen, binding, key: screen.leave("restart"),
     "gallery": lambda screen, binding, key: screen.leave("gallery"),
     "leave": lambda screen, binding, key: screen.leave(),

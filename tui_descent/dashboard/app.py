@@ -23,7 +23,8 @@ from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.command_palette import CommandProvider
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.dialogs.leave import LeaveDialog, Then
-from tui_descent.dashboard.panels.footer import FooterPanel
+from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.panels.story import read_scenario
 from tui_descent.dashboard.screen_writer import ScreenWriter
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals, run_app
@@ -32,7 +33,6 @@ from tui_descent.end_report import print_end, print_summary, print_trouble
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import Status
 from tui_descent.protocol.exit_status import exit_code
-from tui_descent.scenario.keys import KEYS, VIEW_KEYS
 
 STOP_TIMEOUT_S = 10.0
 SCRIPT_RESTARTS = "your script decides where it starts; quit with q and run it again"
@@ -44,7 +44,8 @@ class DescentApp(App[int]):
     """The dashboard of one run; to the keeper it is one viewer.
 
     `log_path`: the file with what the trainer prints. `script`: the trainer is a user's script, which may save for as
-    long as it needs after a stop. `keeper_gone` says whether the keeper's process has exited.
+    long as it needs after a stop. `scenario` is the run's, as a table. `keeper_gone` says whether the keeper's process
+    has exited.
     """
 
     CSS_PATH = Path(__file__).parent / "dashboard.tcss"
@@ -62,6 +63,7 @@ class DescentApp(App[int]):
         log_path: Path | None = None,
         signals: Signals | None = None,
         script: bool = False,
+        scenario: dict[str, Any] | None = None,
         keeper_gone: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
@@ -69,7 +71,9 @@ class DescentApp(App[int]):
         self._is_script = script
         self.run_name = name
         self.fps = fps
-        self.run_screen = RunScreen(self.bridge, name=name, log_path=log_path, script=script)
+        self.run_screen = RunScreen(
+            self.bridge, name=name, log_path=log_path, script=script, scenario=read_scenario(scenario)
+        )
         self._bridge_task: asyncio.Task[None] | None = None
         self._stop_deadline_s: float | None = None
         self.then: Then = "quit"  # what follows when the dashboard is closed
@@ -124,13 +128,13 @@ class DescentApp(App[int]):
         """Handle a key of the run screen. `key` is Textual's name for it."""
         actions.press(self.run_screen, key)
 
-    def on_footer_panel_entry_clicked(self, event: FooterPanel.EntryClicked) -> None:
-        """Act as the key of the footer's entry, of two keys as the first; on `1-9`, show the next view."""
-        if (shown := event.shown) == VIEW_KEYS:
-            self.run_screen.show_next_view()
-            return
-        key = next(key for key in KEYS if key.shown == shown.split(" ")[0])
-        self.action_press(key.keys[0])
+    def action_toggle_line(self, line: str) -> None:
+        """Hide a line of a chart, or show it again: its entry in the legend was clicked."""
+        self.run_screen.toggle_line(line)
+
+    def on_panel_key_clicked(self, event: Panel.KeyClicked) -> None:
+        """Act as the key that was clicked."""
+        self.action_press(event.key)
 
     async def action_quit(self) -> None:
         """Ask whether to quit, or close the open dialog. Textual's ctrl+q would end the run at once."""
@@ -177,6 +181,7 @@ def run_dashboard(
     fps: float = 10.0,
     log_path: Path | None = None,
     script: bool = False,
+    scenario: dict[str, Any] | None = None,
     keeper_gone: Callable[[], bool] = lambda: False,
 ) -> tuple[int, Then]:
     """Show a run until the user leaves it, then print how it ended if that matters.
@@ -185,7 +190,14 @@ def run_dashboard(
     """
     signals = Signals()
     app = DescentApp(
-        socket, name=name, fps=fps, log_path=log_path, script=script, keeper_gone=keeper_gone, signals=signals
+        socket,
+        name=name,
+        fps=fps,
+        log_path=log_path,
+        script=script,
+        scenario=scenario,
+        keeper_gone=keeper_gone,
+        signals=signals,
     )
     code = run_app(app, signals)
     if signals.caught is not None:

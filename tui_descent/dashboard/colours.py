@@ -1,4 +1,7 @@
-"""Colours for magnitude (cividis) and state (green, orange, red); everything else is grey on near-black."""
+"""Colours for magnitude (cividis) and state (green, orange, red); everything else is grey on near-black.
+
+Where a terminal has 16 colours, it takes the nearest one: green, brown, bright red; yellow for keys, magenta for marks.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ FAINT = Style.parse("#4a5260")
 KEY = Style.parse("bold #e1cc55")
 NAME = Style.parse("bold #e1cc55")
 GREEN = Style.parse("#57ab5f")
-ORANGE = Style.parse("#e0883c")
+ORANGE = Style.parse("#d07f30")
 RED = Style.parse("bold #f0625d")
 CHOSEN = Style.parse("bold #f0f3f7 on #2b313b")
 PICTURE = Style.parse("#f5d052")
-MARK = Style.parse("#d9739a")
+MARK = Style.parse("#d96dac")
 PAPER = (15, 17, 21)  # the background
 CURVE = (245, 208, 82)
 BAND = (78, 100, 138)  # a second curve
@@ -48,6 +51,19 @@ _STATES = {
     "failed": RED,
     "lost": RED,
 }
+# A state can also be told by its character: without colours, and by those who see red and green alike.
+_GLYPHS = {
+    **dict.fromkeys(("running", "testing"), "●"),
+    "paused": "‖",
+    **dict.fromkeys(("held", "stopping", "silent"), "▲"),
+    "finished": "✓",
+    **dict.fromkeys(("diverged", "failed", "lost", "disconnected"), "✕"),
+}
+
+
+def state_glyph(word: str) -> str:
+    """The character before a run state's word, which may have more words after it; a circle for neutral states."""
+    return _GLYPHS.get(word.partition(" ")[0], "○")
 
 
 def state_style(word: str) -> Style:

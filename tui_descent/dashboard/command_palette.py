@@ -8,7 +8,8 @@ from functools import partial
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from tui_descent.dashboard.actions import ask_number, press
-from tui_descent.dashboard.screens.run import VIEWS, RunScreen
+from tui_descent.dashboard.screens.run import RunScreen
+from tui_descent.dashboard.view import VIEWS
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS, PACES

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from rich.console import Group, RenderableType
+from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 from textual import events
 from textual.app import App, ComposeResult
@@ -23,6 +26,7 @@ from tui_descent.dashboard import colours
 from tui_descent.dashboard.dialogs.fields import FindList
 from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.text.story_keys import keep_together, parts
 from tui_descent.dashboard.theme import THEME
 from tui_descent.scenario import presets
 from tui_descent.scenario.claims import claim_sentence
@@ -144,6 +148,10 @@ class GalleryApp(App[str | None]):
         field.display = False
         self.query_one(OptionList).focus()
 
+    def action_start(self) -> None:
+        """Start the highlighted preset."""
+        self.query_one(OptionList).action_select()
+
     def action_quit_gallery(self) -> None:
         """Quit without a choice."""
         self.exit(None)
@@ -205,7 +213,7 @@ def length(scenario: Scenario) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _story(name: str, found: Scenario | str) -> Text:
+def _story(name: str, found: Scenario | str) -> RenderableType:
     if isinstance(found, str):
         return Text("\n".join(safe(line) for line in found.splitlines()), style=colours.ORANGE)
     text = Text()
@@ -215,18 +223,29 @@ def _story(name: str, found: Scenario | str) -> Text:
     if still := presets.still(name):
         text.append(f"{still}\n", style=colours.PICTURE)
     for paragraph in textwrap.dedent(found.story).strip().split("\n\n"):
-        text.append(safe(" ".join(paragraph.split()), 4000) + "\n\n", style=colours.TEXT)
-    if found.claim:
-        text.append("Claims, checked by a test\n", style=colours.BRIGHT)
+        for part, is_key in parts(keep_together(safe(" ".join(paragraph.split()), 4000))):
+            text.append(part, style=colours.KEY if is_key else colours.TEXT)
+        text.append("\n\n")
+    if not found.claim:
+        return text
+    text.append("Claims, checked by a test", style=colours.BRIGHT)
+    claims = Table.grid(padding=(0, 1))
     for claim in found.claim:
-        text.append(f"  {safe(claim_sentence(claim))}\n", style=colours.DIM)
-    return text
+        claims.add_row(Text("·", style=colours.DIM), Text(safe(claim_sentence(claim)), style=colours.DIM))
+    return Group(text, claims)
 
 
 def _foot() -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
-    keys = {"↑ ↓": "choose", "enter": "start", "/": "filter", "pgup pgdn": "scroll the text", "q": "quit"}
-    for key, what in keys.items():
-        text.append(f" {key}", style=colours.KEY)
-        text.append(f" {what} ", style=colours.DIM)
+    keys = {
+        "↑ ↓": ("choose", "down"),
+        "enter": ("start", "start"),
+        "/": ("filter", "filter"),
+        "pgup pgdn": ("scroll the text", "scroll(1)"),
+        "q": ("quit", "quit_gallery"),
+    }
+    for key, (what, action) in keys.items():
+        click = Style.from_meta({"@click": f"app.{action}"})
+        text.append(" ").append(key, style=colours.KEY + click)
+        text.append(f" {what}", style=colours.DIM + click).append(" ")
     return text

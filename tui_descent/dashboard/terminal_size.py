@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+TALL_ROWS = 30  # from this height on, the views have a row of tabs
+
 
 def forget_exported_size() -> None:
     """Remove COLUMNS and LINES from the environment when the terminal reports its size.
@@ -23,6 +25,6 @@ def forget_exported_size() -> None:
 def script_size(columns: int, rows: int) -> tuple[int, int]:
     """Columns and rows for a script's own terminal, if the dashboard has `columns` and `rows`.
 
-    It is the size of the output panel: without the status line, the footer and the panel's border.
+    It is the size of the output panel: without the status line, the tabs, the footer and the panel's border.
     """
-    return max(20, columns - 2), max(5, rows - 6)
+    return max(20, columns - 2), max(5, rows - (7 if rows >= TALL_ROWS else 6))

@@ -16,7 +16,7 @@ THEME = Theme(
     surface="#161a21",
     panel="#1c212a",
     success="#57ab5f",
-    warning="#e0883c",
+    warning="#d07f30",
     error="#f0625d",
     dark=True,
 )

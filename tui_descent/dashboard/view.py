@@ -7,7 +7,23 @@ from dataclasses import dataclass, field
 from tui_descent.dashboard.bridge import Exchange
 from tui_descent.dashboard.prediction import Prediction
 from tui_descent.protocol.events import Layer
+from tui_descent.scenario.spec import Scenario
 from tui_descent.telemetry.history import History
+
+# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-9.
+VIEWS = {
+    "overview": "overview",
+    "layers": "layers",
+    "events": "events",
+    "chain": "chain rule",
+    "curvature": "curvature",
+    "metrics": "metrics",
+    "output": "output",
+    "task": "task",
+    "lens": "activation lens",
+}
+RACE_VIEWS = ("overview", "events", "task")  # those of a race
+STORY = "story"  # the view of the key h
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +38,19 @@ class Nudge:
 class View:
     """The history, the connection, and the display settings.
 
-    `exchange`: the last request and its reply. `trouble`: what is wrong with the connection. `keeper_silent_s`: as in
-    the bridge. `log`: the loss axis is logarithmic. `recent`: the time axis shows the last steps instead of the whole
-    run. `ghosts`: show the loss curves of undone steps. `all_events`: the event log shows evaluations and plain notes
-    too. `selected`: the index of the selected layer, in forward order. `output`: the newest lines that the script has
-    printed, while they are shown. `stopping`: the user has asked to stop, and the script has not ended yet.
-    `story_open`: the story view is open. `predict`: it asks for a prediction before a change; `prediction` is the
-    newest one. `nudge`: what the activation lens compares.
+    `scenario`: the run's scenario, known before the run has started; None for a script. `exchange`: the last request
+    and its reply. `trouble`: what is wrong with the connection. `keeper_silent_s`: as in the bridge. `log`: the loss
+    axis is logarithmic. `recent`: the time axis shows the last steps instead of the whole run. `ghosts`: show the loss
+    curves of undone steps. `all_events`: the event log shows evaluations and plain notes too. `selected`: the index of
+    the selected layer, in forward order. `output`: the newest lines that the script has printed, while they are shown.
+    `stopping`: the user has asked to stop, and the script has not ended yet. `shown`: the name of the view, `story` for
+    the story. `hidden`: the lines of charts that are not drawn. `predict`: the story view asks for a prediction before
+    a change; `prediction` is the newest one. `nudge`: what the activation lens compares.
     """
 
     history: History
     name: str = ""
+    scenario: Scenario | None = None
     exchange: Exchange = field(default_factory=Exchange)
     connected: bool = True
     trouble: str = ""
@@ -44,10 +62,16 @@ class View:
     selected: int | None = None
     output: tuple[str, ...] = ()
     stopping: bool = False
-    story_open: bool = False
+    shown: str = "overview"
+    hidden: frozenset[str] = frozenset()
     predict: bool = True
     prediction: Prediction | None = None
     nudge: Nudge = Nudge()
+
+    @property
+    def story_open(self) -> bool:
+        """Whether the story view is open."""
+        return self.shown == STORY
 
     @property
     def silent_s(self) -> int:

@@ -10,6 +10,7 @@ iteration finds only the eigenvalue of the largest magnitude.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ QUADRATURES, QUADRATURE_PRODUCTS = 2, 30
 # The share of random noise in a warm start: large enough to find a new eigenvector, too small to delay convergence to
 # the known ones.
 NOISE = 0.1
+# With fewer products the Ritz values say little about the eigenvalues.
+LEAST_PRODUCTS = 4
 ADAPTIVE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 
 
@@ -59,8 +62,12 @@ class Curvature:
         preconditioner: Sequence[Tensor] | None = None,
         tolerance: float = 1e-2,
         max_products: int = 40,
+        limit_s: float = math.inf,
     ) -> CurvatureReading:
         """Measure λmin and λmax. The iteration ends at |Hv − θv| ≤ tolerance·|θ|, or after `max_products` products.
+
+        It also ends after `limit_s` seconds, but not before `LEAST_PRODUCTS` products, and the share is then measured
+        only if the time is expected to suffice.
 
         A Ritz value θ never lies outside the spectrum, so a negative θ proves that an eigenvalue is negative. With
         `index` the share of negative eigenvalues is measured too (Dauphin et al. 2014, arXiv 1406.2572). With
@@ -68,10 +75,15 @@ class Curvature:
         products. `preconditioner` is P^-½, as returned by `preconditioner()`; P^-½HP^-½ is then measured instead of H.
         All results are NaN if a product is not finite or the loss depends on no parameter.
         """
+        begun_s = time.perf_counter()
         with _twice_differentiable(self._parameters):
             hessian = _Hessian(self._loss(), self._parameters, preconditioner)
+            until_s = begun_s + limit_s
             how: How = "full Hessian" if index and 0 < hessian.order <= FULL_UP_TO else "Lanczos"
-            ends = _full(hessian) if how == "full Hessian" else self._ends(hessian, tolerance, max_products, index)
+            if how == "full Hessian":
+                ends = _full(hessian)
+            else:
+                ends = self._ends(hessian, tolerance, max_products, index=index, until_s=until_s)
         low, high, residual_low, residual_high, fraction = ends
         return CurvatureReading(
             lambda_max=high,
@@ -108,7 +120,7 @@ class Curvature:
                 negative=bool(krylov.theta[0] < -NEGATIVE["full Hessian"] * krylov.theta.abs().max()),
             )
 
-    def _ends(self, hessian: _Hessian, tolerance: float, max_products: int, index: bool) -> _Ends:
+    def _ends(self, hessian: _Hessian, tolerance: float, max_products: int, *, index: bool, until_s: float) -> _Ends:
         """The extreme eigenvalues by Lanczos iteration.
 
         Starts from the sum of the two extreme eigenvectors of the last measurement, if it had the same parameters.
@@ -119,9 +131,15 @@ class Curvature:
         last_parameters, last_vectors = self._last.get(preconditioned, ([], start))
         if last_parameters == parameters:
             start = normalize(last_vectors, dim=0).to(start) + NOISE * normalize(start, dim=0)
-        krylov = lanczos(hessian, start, max_products=max_products, tolerance=tolerance) if hessian.order else None
+        begun_s = time.perf_counter()
+        if not hessian.order:
+            return UNKNOWN
+        krylov = lanczos(hessian, start, max_products=max_products, tolerance=tolerance, until_s=until_s)
         if krylov is None:
             return UNKNOWN
+        now_s = time.perf_counter()
+        product_s = (now_s - begun_s) / hessian.products
+        index = index and now_s + QUADRATURES * QUADRATURE_PRODUCTS * product_s <= until_s
         self._last[preconditioned] = parameters, krylov.vectors[:, [0, -1]].sum(1).to(start) @ krylov.basis
         fraction = self._quadrature(hessian, float(krylov.theta.abs().max())) if index else None
         return float(krylov.theta[0]), float(krylov.theta[-1]), *krylov.residuals, fraction
@@ -246,9 +264,16 @@ class Krylov(NamedTuple):
 
 
 def lanczos(
-    product: Callable[[Tensor], Tensor], start: Tensor, *, max_products: int, tolerance: float
+    product: Callable[[Tensor], Tensor],
+    start: Tensor,
+    *,
+    max_products: int,
+    tolerance: float,
+    until_s: float = math.inf,
 ) -> Krylov | None:
     """Lanczos steps from `start` (n,) until both residuals are within `tolerance`, or `max_products` are made.
+
+    They also end at `until_s` of `time.perf_counter`, but not before `LEAST_PRODUCTS` are made.
 
     Every vector is orthogonalised twice against the whole basis. If a step finds no new direction, the subspace is
     invariant. Both extreme eigenvalues are then exact, provided that `start` has a random part. None if a product is
@@ -272,7 +297,8 @@ def lanczos(
         rounding = torch.finfo(w.dtype).eps * float(theta.abs().max())
         exact = k == len(start) or beta <= 10 * rounding
         residuals = _relative(theta, vectors[-1].abs() * (0.0 if exact else beta) + rounding)  # |Hv − θv| = |β_k s_k|
-        if exact or k == max_products or max(residuals) <= tolerance:
+        late = k >= LEAST_PRODUCTS and time.perf_counter() >= until_s
+        if exact or k == max_products or max(residuals) <= tolerance or late:
             break
         tridiagonal[k - 1, k] = tridiagonal[k, k - 1] = beta
         if k == len(basis):

@@ -66,8 +66,8 @@ class Ends:
     """What was measured in one pass.
 
     `outputs` are by the name of the net. `input_rms` is the rms of the non-zero inputs of each net's first layer, by
-    its name. `lone_norms` are the batch norms in training mode that got a batch of one sample; None if no batch norm
-    was called. `modes` are by the name of the net.
+    its name; 0 if all are 0. `lone_norms` are the batch norms in training mode that got a batch of one sample; None if
+    no batch norm was called. `modes` are by the name of the net.
     """
 
     outputs: dict[str, Output] = field(default_factory=dict)
@@ -137,8 +137,7 @@ class NetEnds:
             rms = {}
             for name in inputs:
                 total, count = next(numbers), next(numbers)
-                if count:
-                    rms[name] = _root(total / count)
+                rms[name] = _root(total / count) if count else 0.0
             return Ends(outputs, rms, lone, modes)
 
         return Deferred([*(call.numbers for call in calls.values()), *inputs.values()], read)

@@ -14,6 +14,9 @@ from tui_descent.protocol.command_replies import CommandRejected as CommandRejec
 from tui_descent.protocol.command_replies import KnobTurned as KnobTurned
 from tui_descent.protocol.curvature_reading import CurvatureReading, StabilityLimit
 from tui_descent.protocol.lens import ActivationPart, Histogram
+from tui_descent.protocol.race import Lane as Lane
+from tui_descent.protocol.race import LaneEnded as LaneEnded
+from tui_descent.protocol.race import LaneSteps as LaneSteps
 from tui_descent.protocol.range_test import RangeTestCompleted as RangeTestCompleted
 from tui_descent.protocol.task_pictures import TaskPicture
 from tui_descent.protocol.undo_events import Ghost
@@ -49,7 +52,8 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
     """The network has been built. `layers` are in forward order. `steps` is None if only the loop knows its end.
 
     `LayersChanged` reports later changes of the layers. `nets` are the names of several nets that are watched together;
-    each is the first part of the names of that net's layers.
+    each is the first part of the names of that net's layers. In a race, `lanes` are its optimizers and `target` is the
+    loss to reach.
     """
 
     run: str
@@ -65,6 +69,8 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
     steps: int | None = None
     versions: dict[str, str] = {}
     nets: tuple[str, ...] = ()
+    lanes: tuple[Lane, ...] = ()
+    target: float | None = None
 
 
 class LayersChanged(Event, frozen=True, kw_only=True, tag="layers"):
@@ -127,8 +133,8 @@ class RatesChanged(Event, frozen=True, kw_only=True, tag="rates"):
 
 
 # The parts of a block: the scale s of the branch and the sum with the input (both with a skip), the norm layer, the
-# activation and the weights.
-BlockPart = Literal["scale", "norm", "activation", "weights", "skip"]
+# activation, the weights, and a second Linear after the activation (`out`).
+BlockPart = Literal["scale", "norm", "activation", "weights", "convolution", "attention", "out", "dropout", "skip"]
 
 
 class PartFactor(msgspec.Struct, frozen=True):
@@ -138,12 +144,13 @@ class PartFactor(msgspec.Struct, frozen=True):
     factor: float | None
 
 
-class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One block's chain-rule factor ‖dL/dx‖/‖dL/dy‖ for input x and output y.
 
-    `factor` is computed from the block's parts, `autograd` by autograd. `product` is the product of all factors from
-    the network's output to this block. `parts` are in the order of the backward pass, and their product is `factor`.
-    They are known only if a viewer has asked for them by `MeasureBackwardPass`.
+    `factor` is computed from the block's parts, `autograd` by autograd. A block without formulas has the latter for
+    both. `product` is the product of all factors from the network's output to this block. `parts` are in the order of
+    the backward pass, and their product is `factor`. They are known only if a viewer has asked for them by
+    `MeasureBackwardPass`.
     """
 
     block: str
@@ -279,7 +286,7 @@ class LensTaken(Event, frozen=True, kw_only=True, tag="lens"):
 
     It is sent only while a viewer has asked for the layer `asked` by `WatchLens`. `layer` is the layer that the
     activation follows, `kind` the class of its module. `parts` is empty if the function is not known. `reason` says why
-    there is no histogram. `in_training` is False if the probe batch was evaluated.
+    there is no histogram. `in_training` is False if the first training samples were evaluated.
     """
 
     segment: int
@@ -455,6 +462,8 @@ AnyEvent = (
     | StateChanged
     | StepsCompleted
     | StepsMissed
+    | LaneSteps
+    | LaneEnded
     | RatesChanged
     | ReadingsTaken
     | DeviceTaken
@@ -530,6 +539,16 @@ class MetricSent(msgspec.Struct, frozen=True, kw_only=True):
     levels: list[LevelSent]
 
 
+class LaneSent(msgspec.Struct, frozen=True, kw_only=True):
+    """One lane of a race: the curve of its loss, its newest loss and number of updates, and its end if it has ended."""
+
+    levels: list[LevelSent]
+    loss: float
+    steps: int
+    reached: int | None = None
+    ended: LaneEnded | None = None
+
+
 class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     """Everything a viewer needs to draw the run so far. The live stream continues right after it.
 
@@ -555,6 +574,7 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     snapshot: SnapshotTaken | None = None
     unavailable: dict[str, str] = {}
     rows: dict[int, tuple[str, ...]] = {}
+    lanes: list[LaneSent] = []
 
 
 ToViewer = AnyEvent | Welcome | Heartbeat | Refused | HistorySent

@@ -43,7 +43,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's free memory. With
     `force`, the run starts even if it does not seem to fit into memory. With `demo`, the entries of the scenario's plan
     that are only for a demonstration are played too. `terminal_size` is the number of columns and rows of the terminal
-    on which the `command` runs.
+    on which the `command` runs. `race` are the optimizers of a race, as `scenario/race.py` takes them.
     """
 
     run: str
@@ -64,6 +64,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     undo_budget: int | None = None
     force: bool = False
     demo: bool = False
+    race: tuple[str, ...] = ()
     terminal_size: tuple[int, int] = (80, 24)
 
     @property

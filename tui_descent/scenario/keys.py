@@ -108,7 +108,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "choose the normalisation of all blocks or of the selected block",
         "choose",
         knob="norm",
-        footer=FooterEntry(word="norm", short="norm", rank=9),
+        footer=FooterEntry(word="norm", short="norm", rank=8),
     ),
     KeyBinding(
         "o",
@@ -118,7 +118,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "choose",
         knob="optimizer",
         more_knobs=("momentum", "betas"),
-        footer=FooterEntry(word="optimizer", rank=11),
+        footer=FooterEntry(word="optimizer", rank=10),
     ),
     KeyBinding(
         "s",
@@ -127,7 +127,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "choose a learning-rate schedule for the remaining steps",
         "choose_schedule",
         knob="schedule",
-        footer=FooterEntry(word="schedule", rank=12),
+        footer=FooterEntry(word="schedule", rank=11),
     ),
     KeyBinding(
         "i",
@@ -181,7 +181,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "fewer steps per second",
         "slower",
         knob="pace",
-        footer=FooterEntry(word="pace", short="pace", rank=10, keys=", ;"),
+        footer=FooterEntry(word="pace", short="pace", rank=9, keys=", ;"),
     ),
     KeyBinding(";", ("semicolon",), "faster", "more steps per second, up to max", "faster", knob="pace"),
     KeyBinding(
@@ -212,7 +212,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "try a hundred learning rates, and show how the next update would change the loss; the run is restored",
         "range_test",
         command=RunRangeTest(),
-        footer=FooterEntry(word="range test", short="range", rank=13, live_only=True, scenario_only=True),
+        footer=FooterEntry(word="range test", short="range", rank=12, live_only=True, scenario_only=True),
     ),
     KeyBinding("m", ("m",), "mark", "mark the current step on the time axis", "send", command=Mark()),
     KeyBinding("e", ("e",), "evaluate", "evaluate on the held-out data now", "send", command=Evaluate()),
@@ -231,6 +231,13 @@ KEYS: tuple[KeyBinding, ...] = (
         "switch the time axis between the whole run and the last steps (200 or more)",
         "toggle_recent",
     ),
+    KeyBinding(
+        "v",
+        ("v",),
+        "lines",
+        "show each line of a chart alone, then all again; a click on its legend hides one line",
+        "show_other_lines",
+    ),
     KeyBinding("tab", ("tab",), "focus", "focus the next panel", "focus_next_panel"),
     KeyBinding("z", ("z",), "zoom", "show the focused panel alone, or all panels again", "zoom"),
     KeyBinding(
@@ -241,7 +248,7 @@ KEYS: tuple[KeyBinding, ...] = (
             "show a view: overview, layers, events, chain rule, curvature, metrics, a script's output, task, lens",
             "show_view",
         ),
-        footer=FooterEntry(word="views", rank=7),
+        footer=FooterEntry(word="", rank=7),
     ),
     KeyBinding(
         "h",
@@ -249,7 +256,9 @@ KEYS: tuple[KeyBinding, ...] = (
         "story",
         "show the preset's story; pressed again, switch its prediction questions on or off",
         "show_story",
-        footer=FooterEntry(word="story", short="story", rank=8, scenario_only=True),
+    ),
+    KeyBinding(
+        "O", ("O",), "race", "race several optimizers from this run's start (ends this run; asks first)", "race"
     ),
     KeyBinding("R", ("R",), "restart", "start the same run again from step 0 (asks first)", "restart"),
     KeyBinding("p", ("p",), "gallery", "leave this run and choose another preset (asks first)", "gallery"),

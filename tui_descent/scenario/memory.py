@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
+from tui_descent.scenario.own_data import images, points
 from tui_descent.scenario.spec import (
     SYMBOLS,
     ConvModel,
+    Data,
     DigitsData,
     MlpModel,
+    ModularAdditionData,
+    OwnImagesData,
+    OwnPointsData,
+    RareClassesData,
     Scenario,
     SurfaceModel,
     TextData,
     TransformerModel,
+    TwoLayerModel,
+    WithoutData,
+    ends,
 )
 
-DIGIT_PIXELS, DIGIT_CLASSES, DIGIT_SAMPLES = 64, 10, 1437
-TOY_INPUTS, TOY_CLASSES = 2, 2
+DIGIT_SAMPLES = 1437
 # How many numbers an optimizer keeps per parameter. Muon keeps two for parameters that are not hidden matrices, but
 # those are few in a large net.
 STATE_PER_PARAMETER = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adam": 2, "adamw": 2, "muon": 1}
@@ -59,6 +69,18 @@ def memory_needed(scenario: Scenario, *, undo_budget: int = 0) -> MemoryNeed:
     )
 
 
+def memory_needed_by(lanes: Sequence[Scenario]) -> MemoryNeed:
+    """A lower bound of the memory for a race. Its lanes make their steps by turns, so activations are needed once."""
+    needs = [memory_needed(lane) for lane in lanes]
+    return MemoryNeed(
+        weights=sum(need.weights for need in needs),
+        gradients=sum(need.gradients for need in needs),
+        optimizer=sum(need.optimizer for need in needs),
+        snapshots=0,
+        activations=max(need.activations for need in needs),
+    )
+
+
 def refusal(need: MemoryNeed, free: int | None, where: str = "memory") -> str | None:
     """Why a run does not fit into the free memory, in bytes; None if it fits, or if the free memory is not known."""
     if free is None or need.total <= free:
@@ -73,6 +95,8 @@ def parameter_count(scenario: Scenario) -> int:
     model, (inputs, classes) = scenario.model, _ends(scenario)
     if isinstance(model, SurfaceModel):
         return len(model.start)
+    if isinstance(model, TwoLayerModel):
+        return 2 * model.width**2
     width = model.width
     norm = {"none": 0, "layer": 2 * width, "rms": width}[model.norm.name]
     head = classes * (width + 1)
@@ -88,28 +112,45 @@ def parameter_count(scenario: Scenario) -> int:
 
 
 def _ends(scenario: Scenario) -> tuple[int, int]:
-    """How many inputs and classes the net has."""
-    if isinstance(scenario.data, TextData):
-        return SYMBOLS, SYMBOLS
-    return (DIGIT_PIXELS, DIGIT_CLASSES) if isinstance(scenario.data, DigitsData) else (TOY_INPUTS, TOY_CLASSES)
+    """How many inputs and classes the net has. Those of own images are read from the files."""
+    if isinstance(scenario.data, OwnImagesData):
+        found = images.sizes(scenario.data)
+        return found.pixels, found.classes
+    return ends(scenario.data)
 
 
 def _activation_count(scenario: Scenario) -> int:
     """A lower bound of how many numbers autograd keeps of one forward pass: the inputs of all layers."""
     model, data = scenario.model, scenario.data
-    if isinstance(model, SurfaceModel) or data is None:
+    if isinstance(model, WithoutData) or data is None:
         return 0
-    samples = data.batch_size
-    if not isinstance(data, TextData) and data.full:
-        samples = data.subset or DIGIT_SAMPLES if isinstance(data, DigitsData) else data.points * 4 // 5
     match model:
         case MlpModel():
             per_sample = model.width
         case ConvModel():
-            per_sample = model.width * DIGIT_PIXELS
+            per_sample = model.width * _ends(scenario)[0]
         case TransformerModel():  # attention keeps input, queries, keys, values, output; the MLP input, 4 hidden
             per_sample = 10 * model.width * model.context
-    return samples * per_sample * model.depth
+    return _samples_of_batch(data) * per_sample * model.depth
+
+
+def _samples_of_batch(data: Data) -> int:
+    if isinstance(data, TextData):
+        return data.batch_size
+    match data:
+        case DigitsData():
+            count = data.subset or DIGIT_SAMPLES
+        case ModularAdditionData():
+            count = int(data.modulus**2 * data.share)
+        case RareClassesData():
+            count = sum(data.class_sizes())
+        case OwnImagesData():
+            count = images.sizes(data).training
+        case OwnPointsData():
+            count = points.training_count(data)
+        case _:
+            count = data.points * 4 // 5
+    return count if data.full else min(data.batch_size, count)
 
 
 def _size(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 import msgspec
@@ -64,8 +65,81 @@ class TextData(Spec, frozen=True, kw_only=True, tag_field="name", tag="text"):
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8
 
 
-Data = DigitsData | MoonsData | CirclesData | XorData | SpiralsData | TextData
-SYMBOLS = 96  # the characters of a text: printable ASCII and the line feed
+class ModularAdditionData(Spec, frozen=True, kw_only=True, tag_field="name", tag="modular-addition"):
+    """All sums a + b mod `modulus`. A share of the pairs (a, b), drawn from the seed, is for training."""
+
+    modulus: Annotated[int, msgspec.Meta(ge=5, le=97)] = 41
+    share: Annotated[float, msgspec.Meta(ge=0.1, le=0.9)] = 0.5
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
+    full: bool = False
+
+
+class RareClassesData(Spec, frozen=True, kw_only=True, tag_field="name", tag="rare-classes"):
+    """Classes of very different size: 1 of 2^(groups-1) samples, 2 of half as many, and so on, down to single samples.
+
+    A sample is the centre of its class plus noise. With `balanced` all classes are of the same size instead.
+    """
+
+    groups: Annotated[int, msgspec.Meta(ge=2, le=10)] = 8
+    inputs: Annotated[int, msgspec.Meta(ge=2, le=1024)] = 32
+    noise: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.3
+    balanced: bool = False
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 64
+    full: bool = False
+
+    def class_sizes(self) -> list[int]:
+        """How many training samples each class has, the largest class first."""
+        sizes = [2 ** (self.groups - 1 - n) for n in range(self.groups) for _ in range(2**n)]
+        return [sum(sizes) // len(sizes)] * len(sizes) if self.balanced else sizes
+
+
+# A file of the user's. A relative path begins at the scenario file's folder, or for `--set` at the current one.
+# Without a path it is the small sample that is shipped.
+FilePath = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class OwnTextData(TextData, frozen=True, kw_only=True, tag_field="name", tag="own-text"):
+    """Windows of characters from a text file; its last tenth is held out."""
+
+    path: FilePath = ""
+
+
+class OwnImagesData(Spec, frozen=True, kw_only=True, tag_field="name", tag="own-images"):
+    """Grey images from an IDX file, plain or gzip, with their classes from a second one; a fifth is held out.
+
+    Without `labels`, it is the file whose name has "labels" instead of "images" and "idx1" instead of "idx3".
+    """
+
+    path: FilePath = ""
+    labels: FilePath = ""
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 64
+    subset: Annotated[int, msgspec.Meta(ge=10, le=100_000)] | None = None
+    full: bool = False
+
+
+class OwnPointsData(Spec, frozen=True, kw_only=True, tag_field="name", tag="own-points"):
+    """Points in the plane with two classes, from a CSV file of x, y, label; a fifth is held out."""
+
+    path: FilePath = ""
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 64
+    full: bool = False
+
+
+OwnData = OwnTextData | OwnImagesData | OwnPointsData
+Data = (
+    DigitsData
+    | MoonsData
+    | CirclesData
+    | XorData
+    | SpiralsData
+    | TextData
+    | ModularAdditionData
+    | RareClassesData
+    | OwnTextData
+    | OwnImagesData
+    | OwnPointsData
+)
+SYMBOLS = 96  # how many characters a net for text knows: as many as printable ASCII has, and the line feed
 
 
 class ActivationSpec(Spec, frozen=True, kw_only=True):
@@ -154,7 +228,23 @@ class SurfaceModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="surfa
     start: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=2)] = (1.0,)
 
 
-Model = MlpModel | ConvModel | TransformerModel | SurfaceModel
+class TwoLayerModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="two_layer"):
+    """Two layers, `width` × `width`, that learn a linear map with these singular values; all others are 0.
+
+    With `activation` "identity" it is a linear net. The loss is part of it: the squared error over whitened inputs.
+    Weights begin normal with the standard deviation `std`. `picture` is what the task view shows: how much of each mode
+    of the map is learnt, or the loss against the index, which is the share of negative curvatures.
+    """
+
+    width: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    singular_values: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1, max_length=8)] = (4.0, 2.0, 1.0, 0.5)
+    std: Positive = 1e-4
+    activation: Literal["identity", "tanh"] = "identity"
+    picture: Literal["modes", "index"] = "modes"
+
+
+Model = MlpModel | ConvModel | TransformerModel | SurfaceModel | TwoLayerModel
+WithoutData = SurfaceModel | TwoLayerModel  # their loss is a function of the parameters alone
 
 
 class LossSpec(Spec, frozen=True, kw_only=True):
@@ -282,6 +372,24 @@ class PlannedIntervention(Spec, frozen=True, kw_only=True):
     demo: bool = False
 
 
+MAX_LANES = 8
+
+
+class RaceSpec(Spec, frozen=True, kw_only=True):
+    """A race of optimizers (`scenario/race.py`): `NAME` or `NAME:RATE` of each, and the loss to reach.
+
+    Without a `target` it is half of the first loss.
+    """
+
+    optimizers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_LANES)] = (
+        "sgd",
+        "momentum",
+        "rmsprop",
+        "adam",
+    )
+    target: float | None = None
+
+
 class Scenario(Spec, frozen=True, kw_only=True):
     """Everything that defines a run, including the seed.
 
@@ -303,6 +411,7 @@ class Scenario(Spec, frozen=True, kw_only=True):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     run: RunSpec = RunSpec()
+    race: RaceSpec = RaceSpec()
     plan: Annotated[tuple[PlannedIntervention, ...], msgspec.Meta(max_length=1000)] = ()
 
 
@@ -318,10 +427,32 @@ def about(scenario: Scenario) -> str:
     model = scenario.model
     if isinstance(model, SurfaceModel):
         return f"surface {surface_name(model)}"
-    data = type(scenario.data).__struct_config__.tag if scenario.data is not None else ""
+    if isinstance(model, TwoLayerModel):
+        kind = "linear" if model.activation == "identity" else model.activation
+        return f"two-layer {kind} net {model.width}×{model.width}"
+    data = str(type(scenario.data).__struct_config__.tag) if scenario.data is not None else ""
+    if isinstance(scenario.data, OwnData) and scenario.data.path:
+        data = f"{data} {os.path.basename(scenario.data.path)[:40]}"
     if isinstance(model, TransformerModel):
         return f"{data} · transformer {model.width}×{model.depth}, {model.heads} heads, context {model.context}"
-    inputs, classes = (64, 10) if isinstance(scenario.data, DigitsData) else (2, 2)
+    if isinstance(scenario.data, OwnImagesData):  # the sizes are in the file
+        return f"{data} · {'conv' if isinstance(model, ConvModel) else 'mlp'} {model.width}×{model.depth}"
     if isinstance(model, ConvModel):
-        return f"{data} · conv 8×8→{model.width}×{model.depth}→{classes}"
+        return f"{data} · conv 8×8→{model.width}×{model.depth}→10"
+    inputs, classes = ends(scenario.data)
     return f"{data} · mlp {inputs}→{model.width}×{model.depth}→{classes}"
+
+
+def ends(data: Data | None) -> tuple[int, int]:
+    """How many inputs and classes the data has. The sizes of own images are in their files (`own_data/images.py`)."""
+    match data:
+        case TextData():
+            return SYMBOLS, SYMBOLS
+        case DigitsData():
+            return 64, 10
+        case ModularAdditionData():
+            return 2 * data.modulus, data.modulus
+        case RareClassesData():
+            return data.inputs, 2**data.groups - 1
+        case _:
+            return 2, 2

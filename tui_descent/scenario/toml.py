@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,22 +10,28 @@ from typing import Any
 
 import msgspec
 
-from tui_descent.scenario import formula, knobs, schedules
+from tui_descent.scenario import formula, knobs, own_data, schedules
 from tui_descent.scenario.claim_problems import claim_problems
+from tui_descent.scenario.race import lanes_of
 from tui_descent.scenario.spec import (
     UNDO,
     ConvModel,
     DigitsData,
+    OwnImagesData,
     Scenario,
     SurfaceModel,
     TextData,
     TransformerModel,
+    TwoLayerModel,
+    WithoutData,
     surface_name,
 )
 from tui_descent.scenario.toml_limits import excess
 from tui_descent.scenario.validate import MAX_SHOWN, Problem, convert, escape_controls, shorten
 
 MAX_BYTES = 1_000_000
+PATHS = ("path", "labels")  # of a data file, in the table data
+MAX_PATH = 4096
 
 
 class ScenarioError(ValueError):
@@ -40,18 +47,27 @@ class ScenarioError(ValueError):
 
 
 def read(path: Path, *, overrides: Iterable[str] = ()) -> Scenario:
-    """Read a scenario from a file and apply overrides of the form `place=value`. Raises `ScenarioError`."""
-    return from_text(_text(path), source=str(path), overrides=overrides)
+    """Read a scenario from a file and apply overrides of the form `place=value`. Raises `ScenarioError`.
+
+    Its own data file has to be valid, too. Relative paths in the scenario file begin at its folder.
+    """
+    scenario = from_text(_text(path), source=str(path), overrides=overrides, folder=path.parent)
+    if (problem := own_data.check(scenario)) is not None:
+        raise ScenarioError(str(path), [Problem("data.path", problem)])
+    return scenario
 
 
-def from_text(text: str, *, source: str, overrides: Iterable[str] = ()) -> Scenario:
-    """Read a scenario from TOML text. Raises `ScenarioError`."""
+def from_text(text: str, *, source: str, overrides: Iterable[str] = (), folder: Path | None = None) -> Scenario:
+    """Read a scenario from TOML text. Paths of data files are relative to `folder`. Raises `ScenarioError`."""
     if (found := excess(text)) is not None:
         raise ScenarioError(source, [Problem("", f"not valid TOML: {found}")])
     try:
         table = tomllib.loads(text)
     except (RecursionError, ValueError) as error:
         raise ScenarioError(source, [Problem("", f"not valid TOML: {shorten(str(error), 200)}")]) from None
+    data = table.get("data")
+    if folder is not None and isinstance(data, dict):
+        data |= {name: _absolute(data[name], folder) for name in PATHS if name in data}
     return from_table(table, source=source, overrides=overrides)
 
 
@@ -130,6 +146,8 @@ def _override(table: dict[str, Any], text: str) -> None:
     except (ValueError, RecursionError):
         item = value  # a bare word, as in model.activation=gelu
     *path, last = place.split(".")
+    if path == ["data"] and last in PATHS:
+        item = _absolute(item, Path())
     for part in path:
         inner = table.setdefault(part, {})
         if isinstance(inner, str):
@@ -140,18 +158,29 @@ def _override(table: dict[str, Any], text: str) -> None:
     table[last] = item
 
 
+def _absolute(value: Any, folder: Path) -> Any:
+    """The absolute path of a data file, since trainer and dashboard may run in other folders."""
+    if not isinstance(value, str) or not value or len(value) > MAX_PATH:
+        return value
+    try:
+        return os.path.abspath(folder / Path(value).expanduser())
+    except (RuntimeError, ValueError, OSError):  # no home folder, or the current folder was deleted
+        return value
+
+
 def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
     """Problems with values that are valid by themselves but not in combination."""
     found: list[Problem] = []
-    if isinstance(s.model, SurfaceModel):
-        found += _surface_problems(s, s.model)
+    if isinstance(s.model, WithoutData):
+        found += _own_loss_problems(s)
+        found += _surface_problems(s, s.model) if isinstance(s.model, SurfaceModel) else _two_layer_problems(s.model)
     else:
         if s.data is None:
             found.append(Problem("data", 'missing; a network needs data, for example [data] name = "digits"'))
         if s.run.dtype == "float64" and s.run.device == "mps":
             found.append(Problem("run.dtype", 'MPS has no float64; use float32 or device = "cpu"'))
         found += _family_problems(s)
-        if isinstance(s.data, DigitsData) and s.data.subset and s.data.batch_size > s.data.subset:
+        if isinstance(s.data, DigitsData | OwnImagesData) and s.data.subset and s.data.batch_size > s.data.subset:
             text = f"found {s.data.batch_size}; allowed: at most data.subset = {s.data.subset}"
             found.append(Problem("data.batch_size", text))
     if s.optimizer.name == "nesterov" and s.optimizer.momentum == 0:
@@ -171,10 +200,12 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
         except ValueError as error:
             found.append(Problem(f"plan[{n}].turn", str(error)))
             continue
-        if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
-            found.append(
-                Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; a test surface has no blocks")
-            )
+        if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, WithoutData):
+            found.append(Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; {_what(s)} has none"))
+    try:
+        lanes_of(s.optimizer, s.race.optimizers)
+    except ValueError as error:
+        found.append(Problem("race.optimizers", str(error)))
     for n, remedy in enumerate(s.remedy):
         found += _remedy_problems(s, n, remedy)
     found += claim_problems(s, lambda overrides: _variant_problems(s, overrides), whole=whole)
@@ -196,41 +227,58 @@ def _remedy_problems(s: Scenario, n: int, text: str) -> list[Problem]:
         command = knobs.parse(text)
     except ValueError as error:
         return [Problem(f"remedy[{n}]", f'{error}; "{UNDO}" is allowed, too')]
-    if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
-        return [Problem(f"remedy[{n}]", f"{command.knob} needs a network with blocks; a test surface has no blocks")]
+    if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, WithoutData):
+        return [Problem(f"remedy[{n}]", f"{command.knob} needs a network with blocks; {_what(s)} has none")]
     return []
 
 
 def _family_problems(s: Scenario) -> list[Problem]:
     """Problems that depend on the type of the network: its data and its own fields."""
     found: list[Problem] = []
-    residual = None if isinstance(s.model, SurfaceModel) else s.model.residual
+    residual = None if isinstance(s.model, WithoutData) else s.model.residual
     if residual is not None and residual.way == "rezero" and residual.scale is not None:
         text = f"found {residual.scale:g}; with rezero the scale is learnt and starts at 0; remove it"
         found.append(Problem("model.residual.scale", text))
     data = "" if s.data is None else type(s.data).__struct_config__.tag
     if isinstance(s.model, ConvModel):
-        if s.data is not None and not isinstance(s.data, DigitsData):
-            found.append(Problem("data.name", f'found "{data}"; a conv net can only be trained on the data set digits'))
+        if s.data is not None and not isinstance(s.data, DigitsData | OwnImagesData):
+            found.append(Problem("data.name", f'found "{data}"; allowed for a conv net: digits, own-images'))
     elif isinstance(s.model, TransformerModel):
         if s.data is not None and not isinstance(s.data, TextData):
-            found.append(Problem("data.name", f'found "{data}"; allowed for a transformer: text'))
+            found.append(Problem("data.name", f'found "{data}"; allowed for a transformer: text, own-text'))
         if s.model.width % s.model.heads:
             text = f"found {s.model.heads}; allowed: a divisor of model.width = {s.model.width}"
             found.append(Problem("model.heads", text))
         if s.model.norm.name != "none" and s.model.norm.where == "mid":
             found.append(Problem("model.norm.where", 'found "mid"; allowed for a transformer: "pre", "post"'))
     elif isinstance(s.data, TextData):
-        found.append(Problem("data.name", 'found "text"; only a transformer can use it'))
+        found.append(Problem("data.name", f'found "{data}"; only a transformer can use it'))
     return found
+
+
+def _what(s: Scenario) -> str:
+    return "a test surface" if isinstance(s.model, SurfaceModel) else "a two-layer net"
+
+
+def _own_loss_problems(s: Scenario) -> list[Problem]:
+    """Problems with tables that a model without data does not accept."""
+    found = []
+    if s.data is not None:
+        found.append(Problem("data", f"{_what(s)} does not accept data; remove the table"))
+    if s.loss is not None:
+        found.append(Problem("loss", f"{_what(s)} is itself the loss; remove the table"))
+    return found
+
+
+def _two_layer_problems(model: TwoLayerModel) -> list[Problem]:
+    if len(model.singular_values) <= model.width:
+        return []
+    text = f"found {len(model.singular_values)} values; allowed: at most model.width = {model.width}"
+    return [Problem("model.singular_values", text)]
 
 
 def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:
     found = []
-    if s.data is not None:
-        found.append(Problem("data", "a test surface does not accept data; remove the table"))
-    if s.loss is not None:
-        found.append(Problem("loss", "a test surface is itself the loss; remove the table"))
     if s.optimizer.name == "muon":
         found.append(Problem("optimizer.name", "muon needs weight matrices; a test surface has no matrices"))
     if model.formula is not None:

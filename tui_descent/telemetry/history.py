@@ -23,6 +23,8 @@ from tui_descent.protocol.events import (
     HistorySent,
     KnobState,
     KnobTurned,
+    LaneEnded,
+    LaneSteps,
     Layer,
     LayersChanged,
     LedgerTaken,
@@ -54,6 +56,7 @@ from tui_descent.telemetry.log import LogEntry
 from tui_descent.telemetry.metric_history import MetricHistory, held_out_loss, thinned
 from tui_descent.telemetry.newest_readings import NewestReadings, move_rows
 from tui_descent.telemetry.pyramid import Pyramid, device_pyramid, loss_pyramid
+from tui_descent.telemetry.race_history import LaneHistory
 from tui_descent.telemetry.smoothing import WINDOW, SmoothedLoss
 
 # How many entries the log may have. The same limit holds for evaluations, for interventions and for marks. If there are
@@ -111,6 +114,7 @@ class History:
         self.task: TaskTaken | None = None  # the newest one; a new viewer asks for its own
         self.lens: dict[str, LensTaken] = {}  # the newest ones, by the asked layer
         self.swept: RangeTestCompleted | None = None
+        self.lanes: list[LaneHistory] = []  # of a race, in the order of `RunStarted.lanes`
         self.ghosts: tuple[Ghost, ...] = ()
         self.snapshot: SnapshotTaken | None = None
         self.revision = 0
@@ -151,6 +155,8 @@ class History:
         match event:
             case StepsCompleted():
                 self._steps(event)
+            case LaneSteps() | LaneEnded():
+                self._race(event)
             case ReadingsTaken():
                 self._readings(event)
             case LayersChanged():
@@ -164,11 +170,7 @@ class History:
             case RunEnded():
                 self._end(event)
             case KnobTurned():
-                if event.target == "all":
-                    self.knobs[event.knob] = event.new
-                self._update_knobs(event.knobs)
-                self.interventions.append(event)
-                self._log(event)
+                self._turned(event)
             case Evaluated():
                 self._add_evaluation(event)
                 self._log(event)
@@ -204,6 +206,13 @@ class History:
                 pass
             case CommandRejected() | Noted() | StepsMissed() | PredictionChecked() | NotFinite():
                 self._log(event)
+
+    def _turned(self, event: KnobTurned) -> None:
+        if event.target == "all":
+            self.knobs[event.knob] = event.new
+        self._update_knobs(event.knobs)
+        self.interventions.append(event)
+        self._log(event)
 
     def _add_ledger(self, event: LedgerTaken) -> None:
         self.ledger = event
@@ -276,6 +285,7 @@ class History:
 
         # A current value is kept only if its step is in the history that the new segment begins with.
         self.readings, self.ledger = self.newest_readings.rewind(still_valid), still_valid(self.ledger)
+        self.backward_pass = still_valid(self.backward_pass)
         self.measured = {
             name: fact for name, known in self.measured.items() if (fact := still_valid(known)) is not None
         }
@@ -360,6 +370,7 @@ class History:
         self.started = event
         self.layers, self.parameters = event.layers, event.parameters
         self._update_knobs(event.knobs)
+        self.lanes = [LaneHistory() for _ in event.lanes]
         # Without batches the loss has no noise to smooth away, and an average would only lag behind the loss.
         self._smoothing_window = 1.0 if event.scenario is not None and event.scenario.get("data") is None else WINDOW
 
@@ -381,6 +392,14 @@ class History:
                 f"{self.lr:.6g}"  # the rate may change without a `KnobTurned` event: by the schedule or a new optimizer
             )
         self._update_speed(event.times_s[-1])
+
+    def _race(self, event: LaneSteps | LaneEnded) -> None:
+        lane = self.lanes[event.lane]
+        if isinstance(event, LaneSteps):
+            lane.add(event)
+        else:
+            lane.end(event)
+        self.steps = max(lane.steps for lane in self.lanes)
 
     def _update_speed(self, time_s: float) -> None:
         """Measure the steps per second, over about the last second of the trainer's clock."""
@@ -449,6 +468,7 @@ class History:
             lr=self.lr,
             smoothed=self.smoothed.send(),
             steps_per_s=self.steps_per_s,
+            lanes=[lane.send() for lane in self.lanes],
         )
 
     @classmethod
@@ -477,6 +497,7 @@ class History:
             history.devices[segment] = device_pyramid()
             history.devices[segment].receive(levels)
         history.metrics = {segment: MetricHistory.receive(metrics) for segment, metrics in sent.metrics.items()}
+        history.lanes = [LaneHistory.receive(lane) for lane in sent.lanes]
         history.ghosts, history.snapshot = sent.ghosts, sent.snapshot
         history.interventions = deque((e for e in sent.line if isinstance(e, KnobTurned)), maxlen=MAX_ENTRIES)
         history.evaluations = [e for e in sent.line if isinstance(e, Evaluated)]

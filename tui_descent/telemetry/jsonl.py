@@ -13,6 +13,8 @@ from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
     CurvatureTaken,
+    LaneEnded,
+    LaneSteps,
     Layer,
     LayersChanged,
     LedgerTaken,
@@ -41,10 +43,11 @@ class JsonLines:
         self._layers: tuple[Layer, ...] = ()
         self._structure = 0
         self._nets: tuple[str, ...] = ()
+        self._lanes: tuple[str, ...] = ()
         self._first = True
 
     def lines(self, event: AnyEvent) -> Iterator[str]:
-        """The lines of one event: one per step for a `StepsCompleted`, one for most others.
+        """The lines of one event: one per step for a `StepsCompleted` or a `LaneSteps`, one for most others.
 
         There is none for a `CommandDone`, nor for a `TaskTaken` or a `LensTaken`, which are for screens only.
         """
@@ -61,10 +64,16 @@ class JsonLines:
                 return
             case StepsCompleted():
                 yield from _steps(event)
+            case LaneSteps():
+                for step, loss in enumerate(event.losses, event.first):
+                    yield {"event": "lane_step", "lane": self._lanes[event.lane], "step": step, "loss": loss}
+            case LaneEnded():
+                yield _lane_ended(event)
             case ReadingsTaken():
                 yield self._reading(event)
             case RunStarted():
                 self._layers, self._nets = event.layers, event.nets
+                self._lanes = tuple(lane.name for lane in event.lanes)
                 yield _table(event)
             case LayersChanged():
                 self._layers, self._structure = event.layers, event.structure
@@ -112,6 +121,12 @@ def _steps(event: StepsCompleted) -> Iterator[dict[str, Any]]:
         if math.isnan(event.lrs[n]):
             del table["lr"]  # the optimizer sets its own rate
         yield table | {"skipped": True} if step in event.skipped else table
+
+
+def _lane_ended(event: LaneEnded) -> dict[str, Any]:
+    table = _table(event) | {"lane": event.name, "reached": event.reached}
+    del table["name"]
+    return table
 
 
 def _curvature(event: CurvatureTaken) -> dict[str, Any]:

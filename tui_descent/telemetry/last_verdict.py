@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tui_descent.protocol.events import Diagnosed, KnobTurned
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
-from tui_descent.telemetry.diagnosis import verdict, without_advice
+from tui_descent.telemetry.diagnosis import for_next_run, verdict
 from tui_descent.telemetry.history import History
 
 
@@ -23,10 +23,10 @@ def last_verdict(history: History) -> Diagnosed | None:
 
 
 def verdict_of_ended(history: History) -> tuple[str, str]:
-    """The last finding of a run that is over, as a word and as a sentence without advice; ("", "") if there is none.
+    """The last finding of a run that is over, as a word and as a sentence without keys; ("", "") if there is none.
     There is none for a run that ended at a NaN, because the reason of its end says the same.
     """
     found, ended = last_verdict(history), history.ended
     if found is None or (found.kind == "numerics" and ended is not None and ended.status == "diverged"):
         return "", ""
-    return verdict(found), without_advice(found)
+    return verdict(found), for_next_run(found)

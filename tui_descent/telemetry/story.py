@@ -48,6 +48,9 @@ def next_hint(scenario: Scenario, history: History) -> str:
     """What the learner can do now, in words; empty if the story names nothing more."""
     state = history.state.state
     if not history.live or state == "waiting":
+        changed = [made for made in _in_force(history) if made.knob not in NEUTRAL_KNOBS]
+        if history.live and any(made.step == history.steps for made in changed):
+            return "press space to see what the change does"
         again = next(_to_try_again(scenario, history), "")
         return f"restart (R), then {again}" if again else "restart (R), or choose another preset (p)"
     if state == "held":
@@ -68,7 +71,7 @@ def next_hint(scenario: Scenario, history: History) -> str:
 
 def end_card(scenario: Scenario, history: History, name: str) -> EndCard:
     """The summary of a run at its end. `name` is the preset's."""
-    claims = tuple(_judged(claim, scenario, history) for claim in scenario.claim)
+    claims = tuple(_judged(claim, scenario, history, name) for claim in scenario.claim)
     return EndCard(happened=tuple(_happened(history)), claims=claims, next=tuple(_to_try(scenario, history, name)))
 
 
@@ -104,6 +107,12 @@ def _is_done(text: str, history: History) -> bool:
         turned.knob == wanted.knob and turned.target == wanted.target and _same_value(wanted.value, turned)
         for turned in _in_force(history)
     )
+
+
+def _is_first(text: str, history: History) -> bool:
+    """Whether the run starts with this value."""
+    wanted = parse(text)
+    return history.initial_state(wanted.knob).value == wanted.value
 
 
 def _same_value(wanted: str, turned: KnobTurned) -> bool:
@@ -149,7 +158,7 @@ def _to_try_again(scenario: Scenario, history: History) -> Iterator[str]:
     """The keys for changes that the preset is about and that were not made in this run."""
     tried = [turn for _, turn in _steps_of_story(scenario)] + [text for text in scenario.remedy if text != UNDO]
     tried += [given.partition(":")[2] for claim in scenario.claim for given in claim.given]
-    open_turns = [turn for turn in dict.fromkeys(tried) if not _is_done(turn, history)]
+    open_turns = [turn for turn in dict.fromkeys(tried) if not _is_done(turn, history) and not _is_first(turn, history)]
     seen: set[str] = set()
     for turn in open_turns:
         keys = how_to_press(turn)
@@ -158,7 +167,7 @@ def _to_try_again(scenario: Scenario, history: History) -> Iterator[str]:
             yield keys
 
 
-def _judged(claim: Claim, scenario: Scenario, history: History) -> ClaimResult:
+def _judged(claim: Claim, scenario: Scenario, history: History, name: str) -> ClaimResult:
     given = [parse_at(text) for text in claim.given]
     words = claim_sentence(claim)
     if claim.divided_by is not None or claim.seeds is not None or claim.largest is not None:
@@ -177,7 +186,7 @@ def _judged(claim: Claim, scenario: Scenario, history: History) -> ClaimResult:
         shift = made[-1].step - given[-1][0]
         if claim.at is None and shift > LATE_SHARE * scenario.run.steps:
             return ClaimResult(words, f"pressed {shift:,} steps later than the claim says", "not tested")
-    elif made and (claim.at is None or min(turned.step for turned in made) < claim.at):
+    elif made and min(turned.step for turned in made) < (history.steps if claim.at is None else claim.at):
         return ClaimResult(words, "something was changed before", "not tested")
     step = None if claim.at is None else claim.at + shift
     if step is not None and step > history.steps:
@@ -185,9 +194,13 @@ def _judged(claim: Claim, scenario: Scenario, history: History) -> ClaimResult:
     since = made[-1].step if given else 0
     value, read_at = _value(claim, step, since, history)
     if value is None:
-        why = "press 5 to measure the curvature" if claim.metric in NEEDS_CURVATURE else "not measured in this run"
+        why = "not measured in this run"
+        if claim.metric in NEEDS_CURVATURE:
+            why = "press 5 to measure the curvature"
+        elif claim.metric in NEEDS_READING:
+            why = f"not kept by the dashboard; presets {name} --verify tests it"
         return ClaimResult(words, why, "not tested")
-    digits = ".12g" if isinstance(claim.equals, float) else ".4g"
+    digits = ".12g" if isinstance(claim.equals, float) and claim.within < 1e-6 else ".4g"
     shown = value if isinstance(value, str) else format(value, digits)
     where = f" at step {read_at:,}" if read_at is not None and read_at != claim.at else ""
     return ClaimResult(words, f"{shown}{where}", "held" if holds(claim, value) else "not held")

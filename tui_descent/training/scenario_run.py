@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import signal
 import sys
 import traceback
@@ -13,20 +12,20 @@ import torch
 from tui_descent import free_memory
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.channel import ChannelError
-from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import RunEnded, RunStarted, StateChanged
-from tui_descent.scenario import knobs
-from tui_descent.scenario.memory import memory_needed, refusal
-from tui_descent.scenario.spec import Scenario, SurfaceModel, about
+from tui_descent.protocol.events import RunEnded, StateChanged
+from tui_descent.scenario.memory import memory_needed, memory_needed_by, refusal
+from tui_descent.scenario.race import lanes_of, scenario_of
+from tui_descent.scenario.spec import Scenario
 from tui_descent.scenario.toml import from_table
 from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.loop import train
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.evaluation import evaluate
 from tui_descent.training.probes.task_probe import TaskProbe
+from tui_descent.training.race.race import Race
 from tui_descent.training.run_description import describe
+from tui_descent.training.scenario_parts import about_run, plan_of, steering_of
 from tui_descent.training.setup import build
-from tui_descent.training.steering.steering import Steering
 from tui_descent.training.task_pictures.painters import painter_of
 from tui_descent.training.undo import memory_budget
 from tui_descent.training.watch.watch import Watch
@@ -52,11 +51,15 @@ def train_scenario(link: KeeperLink, stop: StopOnSignal | None = None) -> int:
         scenario = from_table(link.launch.scenario, source="launch", shortened=True)
         device = build.select_device(scenario.run.device, dtype=scenario.run.dtype)
         if not link.launch.force:
-            _check_memory(scenario, device, undo_budget=link.launch.undo_budget, undo=link.launch.socket is not None)
+            undo = link.launch.socket is not None and not link.launch.race
+            budget, race = link.launch.undo_budget, link.launch.race
+            _check_memory(scenario, device, undo_budget=budget, undo=undo, race=race)
     except ValueError as error:  # its message is for the user: no traceback
         return _failed(link, str(error))
     try:
         torch.set_num_threads(build.thread_count(scenario.run.threads))
+        if link.launch.race:
+            return _train_race(Race(link, scenario, device), stop)
         setup = build.build(scenario, on=device)
         run = _watch(link, scenario, setup)
     except (ValueError, RuntimeError, OSError) as error:
@@ -80,6 +83,13 @@ def train_scenario(link: KeeperLink, stop: StopOnSignal | None = None) -> int:
     return 0 if run.outcome is not None and run.outcome[0] in ("finished", "stopped", "diverged") else 1
 
 
+def _train_race(race: Race, stop: StopOnSignal | None) -> int:
+    """Run a race until it ends. Returns the exit code."""
+    if stop is not None:
+        stop.watch(race)
+    return race.run()
+
+
 def _failed(link: KeeperLink, reason: str) -> int:
     """Report that the run could not start; returns the exit code."""
     link.emit(RunEnded(status="failed", step=0, reason=reason))
@@ -87,12 +97,17 @@ def _failed(link: KeeperLink, reason: str) -> int:
     return 1
 
 
-def _check_memory(scenario: Scenario, device: torch.device, *, undo: bool, undo_budget: int | None) -> None:
+def _check_memory(
+    scenario: Scenario, device: torch.device, *, undo: bool, undo_budget: int | None, race: tuple[str, ...] = ()
+) -> None:
     """Raises `ValueError` if the run does not fit into the device's free memory."""
     free = memory_budget.free_bytes(device) if device.type != "cpu" else free_memory.free_bytes()
     budget = 0 if not undo else memory_budget.default_budget(device) if undo_budget is None else undo_budget
     where = "memory" if device.type == "cpu" else f"{device.type.upper()} memory"
-    reason = refusal(memory_needed(scenario, undo_budget=budget), free, where)
+    need = memory_needed(scenario, undo_budget=budget)
+    if race:
+        need = memory_needed_by([scenario_of(scenario, lane) for lane in lanes_of(scenario.optimizer, race)])
+    reason = refusal(need, free, where)
     if reason is not None:
         raise ValueError(f"the run {reason}; make the net or the batches smaller, or use --force")
 
@@ -100,22 +115,7 @@ def _check_memory(scenario: Scenario, device: torch.device, *, undo: bool, undo_
 def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
     launch = link.launch
     sampler = Sampler(every=launch.watch_every, budget=launch.watch_budget, at=launch.watch_at)
-    steering = Steering(
-        setup.model,
-        setup.optimizer,
-        pace=launch.pace,
-        setup=setup,
-        seed=scenario.run.seed,
-        steps=scenario.run.steps,
-        clip=scenario.optimizer.clip,
-        init="" if isinstance(scenario.model, SurfaceModel) else scenario.model.init.name,
-    )
-    plan: list[tuple[int, TurnKnob | str]] = []
-    for entry in scenario.plan:
-        if launch.demo or not entry.demo:
-            plan += [(entry.at, knobs.parse(entry.turn))] if entry.turn else []
-            plan += [(entry.at, entry.say)] if entry.say else []
-    plan += [(at, knobs.parse(turn)) for at, turn in launch.plan]
+    steering = steering_of(setup, pace=launch.pace)
     return Watch(
         setup.model,
         setup.optimizer,
@@ -124,25 +124,12 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
         sampler=sampler,
         on_fault="hold" if launch.attended else "end",
         steering=steering,
-        plan=plan,
-        about=RunStarted(
-            run=launch.run,
-            name=launch.name,
-            title=scenario.title,
-            about=about(scenario),
-            scenario=launch.scenario,
-            device=str(setup.device),
-            threads=torch.get_num_threads(),
-            parameters=0,
-            layers=(),
-            knobs=(),
-            steps=scenario.run.steps,
-            versions={"torch": str(torch.__version__), "python": platform.python_version()},
-        ),
+        plan=plan_of(scenario, launch),
+        about=about_run(scenario, launch, setup),
         evaluate=lambda: evaluate(setup),
         replay=setup,
         curvature=CurvatureProbe(
-            setup.probe,
+            setup.curvature_probe,
             setup.model,
             setup.optimizer,
             sampler=sampler,
@@ -160,18 +147,22 @@ class StopOnSignal:
 
     def __init__(self) -> None:
         self._caught = ""
-        self._run: Watch | None = None
+        self._run: Watch | Race | None = None
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # SIGHUP is ignored under nohup
                 signal.signal(number, self._stop)
 
-    def watch(self, run: Watch) -> None:
+    def watch(self, run: Watch | Race) -> None:
         """Stop `run` at the next signal, or at once if one came while it was built."""
         self._run = run
         if self._caught:
-            run.control.mode.stop_reason = self._caught
+            self._stop_run(run)
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         self._caught = signal.Signals(number).name
         if self._run is not None:
-            self._run.control.mode.stop_reason = self._caught
+            self._stop_run(self._run)
+
+    def _stop_run(self, run: Watch | Race) -> None:
+        mode = run.mode if isinstance(run, Race) else run.control.mode
+        mode.stop_reason = self._caught

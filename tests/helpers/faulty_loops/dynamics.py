@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from faulty_loops.data import (
     Autoencoder,
@@ -459,3 +460,44 @@ def autoencoder_with_adamw_at_a_millionth(watch: Watching, steps: int) -> None:
     x, _ = flat_digits()
     model = Autoencoder()
     supervised(watch, steps, model, torch.optim.AdamW(model.parameters(), lr=1e-7), (x, x), F.mse_loss)
+
+
+def clipped(
+    watch: Watching, steps: int, model: nn.Module, optimizer: Optimizer, data: tuple[Tensor, Tensor], limit: float
+) -> None:
+    """A loop that clips its gradients to a norm of `limit`."""
+    x, y = data
+    with watch(model, optimizer) as run:
+        for b in batches(len(x), steps):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x[b]), y[b])
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), limit)
+            optimizer.step()
+            run.step(loss)
+
+
+@loop_with("dynamics", "gradients cut", also="rate too small, plateau")
+def classifier_clipped_to_next_to_nothing(watch: Watching, steps: int) -> None:
+    model = mlp(32, 64, 64, 10)
+    clipped(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), blobs(), 1e-4)
+
+
+@loop_with("dynamics", "gradients cut", also="rate too small, plateau")
+def conv_net_clipped_to_next_to_nothing(watch: Watching, steps: int) -> None:
+    model = ConvNet()
+    clipped(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.1), digits(), 1e-5)
+
+
+@loop_with("dynamics", "large momentum", also="healthy, diverging")
+def classifier_with_a_momentum_of_0_995(watch: Watching, steps: int) -> None:
+    model = mlp(32, 48, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.995)
+    supervised(watch, steps, model, optimizer, blobs(spread=2.0))
+
+
+@loop_with("dynamics", "large momentum", also="healthy, diverging")
+def regression_with_nesterov_of_0_998(watch: Watching, steps: int) -> None:
+    model = mlp(8, 48, 48, 1, activation=nn.SiLU)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.998, nesterov=True)
+    supervised(watch, steps, model, optimizer, line(), F.smooth_l1_loss)

@@ -21,8 +21,9 @@ from faulty_loops.data import (
     tokens,
     wave,
 )
+from faulty_loops.dynamics import clipped
 from faulty_loops.table import Watching, loop_with
-from faulty_loops.wiring import supervised
+from faulty_loops.wiring import NormedConvNet, supervised, with_validation
 
 # What hurts a run that trains.
 HANDS_OFF = "lr, init, optimizer, activation, undo, residual"
@@ -390,3 +391,42 @@ def least_squares_that_bounces_between_two_walls(watch: Watching, steps: int) ->
             loss.backward()
             optimizer.step()
             run.step(loss)
+
+
+@loop_with("healthy", "healthy", also="converged", harmful=HANDS_OFF)
+def conv_net_with_validation_in_between(watch: Watching, steps: int) -> None:
+    model = NormedConvNet()
+    with_validation(watch, steps, model, model.train)
+
+
+@loop_with("healthy", "healthy", also="converged, frozen layers", harmful=HANDS_OFF)
+def fine_tuning_with_frozen_batch_norm_in_eval_mode(watch: Watching, steps: int) -> None:
+    model = NormedConvNet()
+    model.body[1].requires_grad_(False)
+
+    def train() -> None:
+        model.train()
+        model.body[1].eval()
+
+    with_validation(watch, steps, model, train)
+
+
+@loop_with("healthy", "healthy", also="converged", harmful=HANDS_OFF)
+def adam_with_gradients_clipped_to_a_thousandth(watch: Watching, steps: int) -> None:
+    """Adam divides by the size of the gradient, so clipping to any size changes little."""
+    model = mlp(32, 64, 64, 10)
+    clipped(watch, steps, model, torch.optim.Adam(model.parameters(), lr=1e-3), blobs(), 1e-3)
+
+
+@loop_with("healthy", "healthy", also="converged", harmful=HANDS_OFF)
+def momentum_of_0_99_at_a_small_rate(watch: Watching, steps: int) -> None:
+    model = mlp(32, 64, 10)
+    supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.99), blobs())
+
+
+@loop_with("healthy", "healthy", also="converged", harmful=HANDS_OFF)
+def regression_of_ages(watch: Watching, steps: int) -> None:
+    """Targets around 40: larger than usual, but the net comes near them."""
+    x, y = line()
+    model = mlp(8, 64, 64, 1)
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=1e-2), (x, 40 + 15 * y), F.mse_loss)

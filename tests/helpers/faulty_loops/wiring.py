@@ -366,7 +366,7 @@ def last_relu_is_closed(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=0.03), (x, t), F.mse_loss)
 
 
-@loop_with("wiring", "constant output", also="plateau, input scale, dead units", since=20)
+@loop_with("wiring", "input scale", also="constant output", layers="fc1", harmful="lr, residual, activation")
 def mask_that_hides_the_whole_input(watch: Watching, steps: int) -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
@@ -378,6 +378,21 @@ def mask_that_hides_the_whole_input(watch: Watching, steps: int) -> None:
             return self.fc2(torch.tanh(self.fc1(mask * x)))
 
     model = Masked()
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=3e-3), blobs())
+
+
+@loop_with("wiring", "constant output", also="plateau", since=20)
+def inputs_averaged_over_the_batch(watch: Watching, steps: int) -> None:
+    class Averaged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(32, 32), nn.Linear(32, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean = x.mean(dim=0, keepdim=True)  # over the samples, where the features were meant
+            return self.fc2(torch.tanh(self.fc1(mean.expand_as(x))))
+
+    model = Averaged()
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=3e-3), blobs())
 
 
@@ -506,3 +521,77 @@ def audio_net_with_batch_norm_and_batch_size_one(watch: Watching, steps: int) ->
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     supervised(watch, steps, model, optimizer, (x.transpose(1, 2), y), F.mse_loss, size=1)
+
+
+# Outputs and targets
+
+
+@loop_with("wiring", "all pairs", also="plateau, healthy")
+def regression_of_a_column_on_a_row(watch: Watching, steps: int) -> None:
+    x, y = line()
+    model = mlp(8, 32, 1)
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=3e-3), (x, y.squeeze(1)), F.mse_loss)
+
+
+@loop_with("wiring", "all pairs", also="plateau, healthy")
+def lstm_whose_outputs_are_squeezed_and_whose_targets_are_not(watch: Watching, steps: int) -> None:
+    model = Lstm(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    supervised(watch, steps, model, optimizer, wave(), lambda out, y: (out.squeeze(1) - y).abs().mean())
+
+
+@loop_with("wiring", "target scale", also="plateau, healthy, rate too small", since=10)
+def targets_in_dollars(watch: Watching, steps: int) -> None:
+    x, y = line()
+    model = mlp(8, 32, 32, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    supervised(watch, steps, model, optimizer, (x, 250_000 + 60_000 * y), F.mse_loss)
+
+
+@loop_with("wiring", "target scale", also="plateau, healthy, rate too small", since=10)
+def lstm_for_prices_of_thousands(watch: Watching, steps: int) -> None:
+    x, y = wave()
+    model = Lstm(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    supervised(watch, steps, model, optimizer, (x, 4000 + 500 * y), F.smooth_l1_loss)
+
+
+class NormedConvNet(nn.Module):
+    """A convolution with batch norm, and a head with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(72, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def with_validation(watch: Watching, steps: int, model: NormedConvNet, after: Callable[[], object]) -> None:
+    """Validates after every fifth step; `after` is what the loop does then."""
+    x, y = digits()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    with watch(model, optimizer) as run:
+        for k, b in enumerate(batches(1200, steps)):
+            if k % 5 == 0:
+                model.eval()
+                with torch.no_grad():
+                    F.cross_entropy(model(x[1200:]), y[1200:])
+                after()
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x[b]), y[b])
+            loss.backward()
+            optimizer.step()
+            run.step(loss)
+
+
+@loop_with("wiring", "eval mode", also="healthy, plateau, vanishing")
+def net_left_in_eval_mode_after_validation(watch: Watching, steps: int) -> None:
+    with_validation(watch, steps, NormedConvNet(), lambda: None)
+
+
+@loop_with("wiring", "eval mode", also="healthy, plateau, vanishing")
+def body_left_in_eval_mode_after_validation(watch: Watching, steps: int) -> None:
+    model = NormedConvNet()
+    with_validation(watch, steps, model, model.head.train)

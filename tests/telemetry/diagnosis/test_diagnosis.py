@@ -31,6 +31,37 @@ FIRMLY = FIRM_STEPS + FIRM * CHECK_EVERY  # steps after which a judgement that i
 # --- what it says and when
 
 
+def test_clipping_is_blamed_only_where_sgd_does_not_get_on() -> None:
+    cut = WiringFound(segment=0, step=4, fault="gradients cut", evidence={"left": 1e-4})
+    for optimizer, loss, said in (("sgd", 2.3, True), ("adam", 2.3, False), ("sgd", 0.1, False)):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer=optimizer, user_loop=True))
+        diagnosis.add_wiring(cut)
+        assert name_of(diagnosis) is None
+        run_at(diagnosis, range(FIRMLY), loss=loss)
+        assert (name_of(diagnosis) == "gradients cut") == said, (optimizer, loss)
+
+
+def test_momentum_is_blamed_only_while_its_average_is_long_and_the_loss_does_not_fall() -> None:
+    for values, loss, said in (
+        ({"momentum": "0.999"}, 2.3, True),
+        ({"betas": "0.999/0.999"}, 2.3, True),
+        ({"momentum": "0.9"}, 2.3, False),
+        ({"momentum": "0.99"}, 2.3, True),
+        ({"momentum": "mixed"}, 2.3, False),
+        ({"momentum": "0.999"}, 0.1, False),
+    ):
+        context = RunContext(classes=10, values=values, user_loop=True)
+        diagnosis = Diagnosis(LAYERS, knobs=AVAILABLE, context=context)
+        run_at(diagnosis, range(FIRMLY), loss=loss)
+        assert (name_of(diagnosis) == "large momentum") == said, (values, loss)
+        if said:
+            finding = diagnosis.finding()
+            assert finding is not None
+            assert finding.advice == (
+                Advice("momentum", "0.9", "o") if "momentum" in values else Advice("betas", "0.9/0.999", "o"),
+            )
+
+
 def test_nothing_is_found_in_the_first_steps_or_without_a_reading() -> None:
     scenario = preset("vanishing")
     seen = Observed(scenario).run(WINDOW, every=1)
@@ -63,13 +94,23 @@ def test_vanishing_preset_is_found_with_its_evidence_and_key() -> None:
 
 def test_sentence_shows_the_product_if_the_first_gradient_is_not_small() -> None:
     """With large inputs the weight gradient of the first block is large, too."""
-    for rms, words in (([0.0045, 0.01], "scales the gradient by 1.0e-04"), ([4.5e-6, 0.01], "gets 4e-04 of")):
+    for rms, words in (([0.0045, 0.01], "shrinks the gradient to 1.0e-04"), ([4.5e-6, 0.01], "gets 4e-04 of")):
         diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10))
         run_at(diagnosis, range(60), loss=2.3, backprop_factor=[1e-2, 1e-2], grad_rms=list(rms))
         finding = diagnosis.finding()
         assert finding is not None
         assert finding.finding == "vanishing"
         assert words in sentence(finding)
+
+
+def test_script_whose_gradients_explode_is_told_what_to_change() -> None:
+    diagnosis = Diagnosis(LAYERS, knobs={"lr", "residual"}, context=RunContext(classes=10, user_loop=True))
+    run_at(diagnosis, range(120), loss=5000.0, backprop_factor=[30.0, 40.0])
+    finding = diagnosis.finding()
+    assert finding is not None
+    assert finding.finding == "exploding"
+    assert sentence(finding) == "Gradient grows ×1200: draw smaller weights or add norms."
+    assert len(f" {finding.finding}  {sentence(finding)}") <= 80
 
 
 def test_only_available_knobs_are_advised() -> None:
@@ -369,7 +410,7 @@ def test_weights_of_a_script_that_are_spoilt_need_a_new_start() -> None:
         assert finding is not None
         assert finding.finding == "rate too large"
         assert [a.knob for a in finding.advice] == advised
-        assert ("restart" in sentence(finding)) == (not advised)
+        assert ("start again" in sentence(finding)) == (not advised)
 
 
 @pytest.mark.parametrize(
@@ -562,6 +603,19 @@ def test_loss_that_falls_is_healthy_a_level_one_only_converged_if_it_is_tiny() -
         for n in range(LONG_WINDOW + 2 * CHECK_EVERY):
             run_at(diagnosis, range(n, n + 1), loss=end + fall * (1 - n / LONG_WINDOW))
         assert name_of(diagnosis) == name, (end, fall)
+
+
+@pytest.mark.parametrize(
+    ("norms", "text"),
+    [([0.1, 0.1], "gradient norm 0.1"), ([0.1, 0.002], "gradients 0.002 to 0.1")],
+)
+def test_unclear_run_shows_the_range_of_the_gradients(norms: list[float | None], text: str) -> None:
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd", user_loop=True))
+    unknown: dict[str, list[float | None]] = {"backprop_factor": [None, None], "grad_norm": norms}
+    run_at(diagnosis, range(240), loss=1.4, **unknown)
+    finding = diagnosis.finding()
+    assert finding is not None
+    assert sentence(finding) == f"Loss level at 1.4; {text}."
 
 
 def test_loss_that_falls_with_far_too_small_steps_is_not_healthy_until_it_is_low() -> None:

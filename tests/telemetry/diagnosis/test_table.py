@@ -38,6 +38,8 @@ NUMBERS: dict[str, float | str] = {
     "kept": 0.123,
     "edge": 1.0,
     "update": 1.23e-7,
+    "momentum": 0.9995,
+    "memory": 2000.0,
     "arrives": 1.0,
     "largest": "374%",
     "trend": "down 12% in 1,234 steps, now 1.23e+03",
@@ -54,6 +56,7 @@ LONGEST = {
     "diverging": Advice("undo", "1", "u"),
     "rate too large": Advice("lr", "/10", "["),
     "rate too small": Advice("lr", "*1000", "]"),
+    "large momentum": Advice("momentum", "0.9", "o"),
 }
 # Evidence that changes the sentence, and whether it comes with advice.
 VARIANTS: dict[str, tuple[dict[str, float | str], bool]] = {
@@ -67,6 +70,14 @@ VARIANTS: dict[str, tuple[dict[str, float | str], bool]] = {
     "vanishing, tried": ({"tried": "r"}, True),
     "not clear, risen": ({"before": 1.23e-7}, False),
 }
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"), [(5854.3, "5850"), (998765.0, "999000"), (2.5e6, "2.5e+06"), (541.2, "541"), (2e-7, "2e-07")]
+)
+def test_thousands_are_written_in_full(loss: float, text: str) -> None:
+    said = Finding(finding="diverging", sure=0.9, evidence={"first": 2.6, "loss": loss})
+    assert sentence(said) == f"Loss rose from 2.6 to {text}."
 
 
 @pytest.mark.parametrize("name", get_args(Name))

@@ -8,6 +8,7 @@ import pytest
 
 from tui_descent.protocol.events import Advice, WiringFound
 from tui_descent.scenario.knob_table import KNOBS
+from tui_descent.telemetry.diagnosis.table import sentence
 from tui_descent.telemetry.diagnosis.wiring import QUESTION_SURE, RULES, wiring_finding, words
 
 ALL_KNOBS = frozenset(KNOBS)
@@ -66,9 +67,14 @@ case(
     "The learning rate of 1 of 3 layers has been 0 for 10 updates.", "rate zero", "0", updates=10.0, layers=1.0, of=3.0
 )
 case(
-    "Gradients arrive, but updates change nothing: lr 1e-12 in bfloat16.",
-    "no update", rate=1e-12, dtype="bfloat16", gradient=0.3,
+    "Gradients arrive, but updates change nothing: lr 1e-20 in bfloat16.",
+    "no update", rate=1e-20, dtype="bfloat16", gradient=0.3,
 )  # fmt: skip
+case(
+    "The rate fell from 0.00025 to 4.7e-13: updates change nothing.",
+    "no update", rate=4.7e-13, dtype="float32", gradient=0.3, fell_from=2.5e-4,
+)  # fmt: skip
+case("Nothing changes at lr 2e-12 in bfloat16.", "no update", rate=2.04e-12, dtype="bfloat16", gradient=0.3)
 case("Each update of layer 0 is taken back before the next one.", "no update", "0", left=0.001)
 case("Gradients add up over the steps: is zero_grad() called?", "gradients not cleared", "4", updates=3.0)
 case(
@@ -87,7 +93,19 @@ case(
     "softmax twice", gets="softmax", loss=2.3, lowest=1.46, question=1.0,
 )  # fmt: skip
 case("Layer 1, a batch norm, gets a batch of one sample.", "batch norm of one sample", "1", norms=1.0)
-case("The inputs of conv1 have an rms of 147: normalise them.", "input scale", "conv1", rms=146.66)
+case("The inputs of conv1 have rms 147: normalise them.", "input scale", "conv1", rms=146.66)
+case("The inputs of …ention.out_proj have rms 7.07e-07: normalise them.", "input scale", LONG, rms=7.07e-7)
+case(
+    "Outputs (64, 1) and targets (64) are broadcast: reshape one.",
+    "all pairs", samples=64.0, loss="mse", outputs="(64, 1)", targets="(64)",
+)  # fmt: skip
+case("The targets have an rms of about 2.4e+05: normalise them.", "target scale", rms=243981.6, outputs=0.7)
+case("The targets have an rms below 0.01: normalise them?", "target scale", rms=1e-3, outputs=1e-3, question=1.0)
+case("enc trains in eval mode: call train() after validation.", "eval mode", "enc", dropouts=0.0, norms=5.0)
+case("The net trains in eval mode: call train() after validation.", "eval mode", dropouts=2.0, norms=0.0)
+case("The net trains in eval mode. Is that meant?", "eval mode", dropouts=0.0, norms=5.0, question=1.0)
+case("Gradients are cut to 2e-04 of their size: clip limit too low?", "gradients cut", left=0.000155)
+case("All inputs of layer 0 are 0: check the data and masks.", "input scale", "0", rms=0.0)
 case("The net's output is the same for all 16 samples.", "constant output", std=0.0, rms=0.1, samples=16.0)
 case(
     "14 of 14 layers are frozen, biases train.",
@@ -101,7 +119,7 @@ case("2 of 3 layers are frozen.", "frozen layers", "0", frozen=2.0, layers=3.0, 
 def test_sentence_of_a_fact(event: WiringFound, text: str) -> None:
     finding = wiring_finding(event, ALL_KNOBS, True)
     assert words(finding) == text
-    assert len(f" {finding.finding}  {words(finding)}") <= 80
+    assert len(f" {finding.finding}  {sentence(finding)}") <= 80
     assert (finding.finding, finding.kind, finding.layer) == (event.fault, "wiring", event.layer)
     assert finding.evidence == event.evidence
     assert finding.sure == (QUESTION_SURE if "question" in event.evidence else 1.0)
@@ -132,9 +150,19 @@ ADVICE: dict[str, tuple[bool, WiringFound, tuple[Advice, ...]]] = {
         (Advice("schedule", "constant", "s"),),
     ),
     "a rate of 0 in one group": (False, next(e for e, _ in CASES if e.fault == "rate zero" and e.layer), ()),
+    "a schedule that made the rate tiny, in a user's loop": (
+        True,
+        next(e for e, _ in CASES if "fell_from" in e.evidence),
+        (),
+    ),
+    "a schedule that made the rate tiny, in a scenario run": (
+        False,
+        next(e for e, _ in CASES if "fell_from" in e.evidence),
+        (Advice("schedule", "constant", "s"),),
+    ),
     "updates rounded away": (
         True,
-        next(e for e, _ in CASES if "rate" in e.evidence),
+        next(e for e, text in CASES if text.startswith("Nothing changes")),
         (Advice("lr", "*1000", "]"),),
     ),
 }
@@ -153,4 +181,4 @@ def test_no_advice_where_only_the_script_can_help(event: WiringFound, text: str)
     if event.evidence.get("in_optimizer"):
         assert advised == {"freeze"}
     else:
-        assert advised == ({"lr"} if "rate" in event.evidence else set())
+        assert advised == ({"lr"} if text.startswith("Nothing changes") else set())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -38,26 +40,39 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def norms_by_autograd(net: nn.Module, batch: tuple[Tensor, Tensor]) -> list[list[float]]:
+def norms_by_autograd(net: nn.Module, loss: Callable[[], Tensor]) -> list[list[float]]:
     """‖∂L/∂·‖ before each part of each block and at its input, in the order of the backward pass, by autograd alone."""
     kept: list[list[Tensor]] = []
-    h = net.stem(batch[0])  # type: ignore[operator]
-    for block in net.blocks:  # type: ignore[union-attr]
+
+    def slowly(block: Any, x: Tensor) -> Tensor:
         # A copy of the input for the branch tells the gradient of the branch from that of the skip.
-        x, branch = h, h * 1.0
-        tensors, at = [x, branch], branch
-        for module in block.children():
+        x = x * 1.0
+        at = x * 1.0
+        tensors, children = [at], list(block.children())
+        after = children.pop() if block.norm is not None and block.where == "post" and block.norm_after_skip else None
+        for module in children:
             at = module(at)
             tensors.append(at)
         if block.skip is not None:
-            h = block.skip.combine(x, at)
-            tensors.append(h)
-        else:
-            h = at
-            tensors = tensors[1:]
+            at = block.skip.combine(x, at)
+            tensors = [x, *tensors, at]
+        if after is not None:
+            at = after(at)
+            tensors.append(at)
         kept.append(tensors)
-    loss = nn.functional.cross_entropy(net.head(h), batch[1])  # type: ignore[operator]
-    return [[float(g.norm()) for g in torch.autograd.grad(loss, tensors, retain_graph=True)][::-1] for tensors in kept]
+        return at
+
+    blocks = list(net.blocks)  # type: ignore[arg-type]
+    for block in blocks:
+        block.forward = partial(slowly, block)
+    value = loss()
+    for block in blocks:
+        del block.forward
+    return [[float(g.norm()) for g in torch.autograd.grad(value, t, retain_graph=True)][::-1] for t in kept]
+
+
+def factors(norms: list[float]) -> list[float]:
+    return [after / before for before, after in pairwise(norms)]
 
 
 def measured(net: nn.Module, batch: tuple[Tensor, Tensor]) -> list[LedgerEntry]:
@@ -73,10 +88,54 @@ def test_each_part_has_the_factor_that_autograd_gives(form: str) -> None:
     net = mlp(dtype=torch.float64, depth=4, **FORMS[form])
     batch = digit_batches(1, dtype=torch.float64)[0]
     entries = measured(net, batch)
-    for entry, norms in zip(entries, norms_by_autograd(net, batch), strict=True):
-        wanted = [after / before for before, after in pairwise(norms)]
-        assert [one.factor for one in entry.parts] == pytest.approx(wanted, rel=1e-9)
+    for entry, norms in zip(entries, norms_by_autograd(net, lambda: loss_of(net, batch)), strict=True):
+        assert [one.factor for one in entry.parts] == pytest.approx(factors(norms), rel=1e-9)
         assert math.prod(one.factor or 0.0 for one in entry.parts) == pytest.approx(entry.factor, rel=1e-12)
+
+
+OTHERS: dict[str, tuple[tuple[str, ...], list[list[str]]]] = {
+    "transformer": (
+        ("transformer", "model.depth=1", "model.context=8"),
+        [["attention"], ["out", "activation", "weights"]],
+    ),
+    "transformer, pre, skip": (
+        ("transformer", "model.depth=1", "model.context=8", "model.norm=layer", "model.residual=on"),
+        [["scale", "attention", "norm", "skip"], ["scale", "out", "activation", "weights", "norm", "skip"]],
+    ),
+    "transformer, post, skip, dropout": (
+        ("transformer", "model.depth=1", "model.context=8", "model.norm.name=rms", "model.norm.where=post",
+         "model.residual=on", "model.dropout=0.2"),
+        [["norm", "scale", "dropout", "attention", "skip"],
+         ["norm", "scale", "dropout", "out", "activation", "weights", "skip"]],
+    ),
+    "conv": (
+        ("healthy", "model.name=conv", "model.depth=2", "model.width=4", "model.norm.name=layer",
+         "model.norm.where=post", "model.residual=on"),
+        [["scale", "norm", "activation", "convolution", "skip"]] * 2,
+    ),
+    "linear, dropout": (
+        ("healthy", "model.depth=2", "model.dropout=0.3"),
+        [["dropout", "activation", "weights"]] * 2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_blocks_without_formulas_have_the_factors_of_autograd(kind: str) -> None:
+    overrides, parts = OTHERS[kind]
+    setup = made(*overrides, "run.dtype=float64")
+    setup.loss()
+    torch.manual_seed(5)
+    norms = norms_by_autograd(setup.model, setup.replay_forward)
+    torch.manual_seed(5)  # the same dropout masks
+    entries = probe.backward_pass(setup, structure(setup.model))
+    assert [[one.part for one in entry.parts] for entry in entries] == parts
+    product = 1.0
+    for entry, wanted in zip(reversed(entries), reversed(norms), strict=True):
+        assert [one.factor for one in entry.parts] == pytest.approx(factors(wanted), rel=1e-6)
+        assert entry.factor == pytest.approx(wanted[-1] / wanted[0], rel=1e-9)
+        product *= math.prod(one.factor or 0.0 for one in entry.parts)
+        assert product == pytest.approx(entry.product, rel=1e-6)
 
 
 def test_after_a_gradient_of_zero_the_factors_are_unknown() -> None:
@@ -100,6 +159,7 @@ def test_a_usual_reading_has_no_parts() -> None:
 NETS = {
     "sigmoid": ("vanishing", "model.depth=4"),
     "dropout, skips": ("healthy", "model.dropout=0.3", "model.residual=on", "model.norm=layer"),
+    "transformer": ("transformer", "model.depth=1", "model.context=8", "model.dropout=0.3"),
 }
 
 
@@ -123,8 +183,7 @@ def test_measuring_does_not_change_the_run(kind: str, keeper: FakeKeeper) -> Non
     assert_same_run(without, outcome(watched(asked, keeper), asked, 8, lambda: keeper.send(MeasureBackwardPass())))
     events = keeper.events()
     found = [event for event in events if isinstance(event, LedgerTaken) and any(e.parts for e in event.entries)]
-    # The mask of a dropout is not known, so the factors are not known until it is switched off.
-    assert [event.step for event in found] == [*range(1 if kind == "sigmoid" else 5, 9)]
+    assert [event.step for event in found] == [*range(1, 9)]
     assert len([e for e in events if isinstance(e, CommandDone) and e.client]) == 8
 
 
@@ -150,7 +209,7 @@ def test_the_parts_of_the_dashboard_are_those_of_the_trainer(keeper: FakeKeeper)
         product = 1.0
         for step, entry in zip(steps, reversed(event.entries), strict=True):
             assert [part.part for part in step.parts.explanations()] == [one.part for one in entry.parts]
-            product *= math.prod(step.factors.values())
+            product *= math.prod(factor or 0.0 for factor in step.factors.values())
             assert product == pytest.approx(entry.product, rel=1e-6)
             assert entry.discrepancy is not None
             assert entry.discrepancy < 1e-4
@@ -158,7 +217,7 @@ def test_the_parts_of_the_dashboard_are_those_of_the_trainer(keeper: FakeKeeper)
 
 
 def test_what_cannot_be_measured_is_rejected_with_the_reason(keeper: FakeKeeper) -> None:
-    setup = made("transformer", "model.depth=1", "model.context=8")
+    setup = made("saddle")
     run = watched(setup, keeper)
     run.control._plan = []
     train(run, setup, 2, lambda: keeper.send(MeasureBackwardPass()))

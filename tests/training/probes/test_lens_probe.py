@@ -15,6 +15,7 @@ from probed_runs import assert_same_run, made, outcome, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tui_descent.instruments.net_structure import ACTIVATIONS
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import TurnKnob, WatchLens
 from tui_descent.protocol.events import CommandRejected, LensTaken
@@ -75,22 +76,26 @@ def test_counting_does_not_change_the_run(kind: str, keeper: FakeKeeper) -> None
     assert [part.name for part in events[-1].parts][1] == "tanh"
 
 
-def test_the_counts_are_those_of_the_probe_batch(keeper: FakeKeeper) -> None:
-    setup = made("healthy")
-    twin = made("healthy")
+@pytest.mark.parametrize("kind", NETS)
+def test_the_counts_are_those_of_the_first_training_samples(kind: str, keeper: FakeKeeper) -> None:
+    setup, twin = made(*NETS[kind]), made(*NETS[kind])
     seen: list[Tensor] = []
-    activation = next(m for m in twin.model.modules() if isinstance(m, nn.ReLU))
-    activation.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().double().flatten()))
-    twin.probe()
+    activation = next(m for m in twin.model.modules() if isinstance(m, ACTIVATIONS))
+    activation.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().double()))
+    assert twin.batches is not None
+    x, _ = twin.batches.first(256 if kind != "transformer" else 32)  # 32 texts of 8 symbols
+    twin.model.eval()(x)
     train(watched(setup, keeper, ""), setup, 1)
     histogram = keeper.events(LensTaken)[0].histogram
     assert histogram is not None
     z, limit = seen[0], histogram.limit
+    counts = some_values(z)
     edges = torch.linspace(-limit, limit, BINS + 1, dtype=torch.float64)
-    inside = [int(((low <= z) & (z < high)).sum()) for low, high in pairwise(edges)]
+    inside = [int(((low <= counts) & (counts < high)).sum()) for low, high in pairwise(edges)]
     assert list(array("I", histogram.counts)) == inside
-    assert (histogram.below, histogram.above) == (int((z < -limit).sum()), int((z >= limit).sum()))
-    assert histogram.values == z.numel() == sum(inside) + histogram.below + histogram.above
+    assert (histogram.below, histogram.above) == (int((counts < -limit).sum()), int((counts >= limit).sum()))
+    assert histogram.values == z.numel()
+    assert len(counts) == sum(inside) + histogram.below + histogram.above
 
 
 def test_each_client_gets_its_own_layer_until_it_leaves(keeper: FakeKeeper) -> None:

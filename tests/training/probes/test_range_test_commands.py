@@ -8,7 +8,16 @@ import pytest
 import torch
 from range_test_runs import SHUFFLED, Run, setup_of
 
-from tui_descent.protocol.commands import AnyCommand, CancelRangeTest, Mark, RunRangeTest, Stop, TurnKnob
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    CancelRangeTest,
+    Mark,
+    MeasureBackwardPass,
+    RunRangeTest,
+    Stop,
+    TurnKnob,
+    WatchLens,
+)
 from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
@@ -69,6 +78,18 @@ def test_range_test_continues_for_another_waiting_client(start_run: Any) -> None
     assert sorted(e.request for e in done) == [number, number + 1, number + 2]
     kinds = [type(e) for e in found if isinstance(e, Marked | RangeTestCompleted)]
     assert kinds == [Marked, RangeTestCompleted], "a mark does not wait for the test"
+
+
+def test_opening_a_view_does_not_end_the_range_test(start_run: Any) -> None:
+    run = start_run(setup_of(SHUFFLED))
+    run.go(2)
+    send_during(run, "rates 5/100", WatchLens(on=True), WatchLens(on=False), MeasureBackwardPass())
+    run.step(RunRangeTest())
+    found = run.keeper.events()
+    assert len([e for e in found if isinstance(e, RangeTestCompleted)]) == 1
+    assert len([e for e in found if isinstance(e, CommandDone)]) == 3
+    (rejected,) = [e for e in found if isinstance(e, CommandRejected)]
+    assert rejected.reason == "the backward pass is not measured during a range test"
 
 
 def test_intervention_ends_the_range_test_and_acts_on_the_state_before_it(start_run: Any) -> None:

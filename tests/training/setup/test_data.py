@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from own_data_files import idx, write_images
 
-from tui_descent.scenario.spec import CirclesData, DigitsData, MoonsData, SpiralsData, ToyData, XorData
-from tui_descent.training.setup.data import digits, toys
+from tui_descent.scenario.spec import (
+    CirclesData,
+    DigitsData,
+    ModularAdditionData,
+    MoonsData,
+    OwnImagesData,
+    OwnPointsData,
+    OwnTextData,
+    RareClassesData,
+    SpiralsData,
+    ToyData,
+    XorData,
+)
+from tui_descent.training.setup.data import digits, generated, own_images, own_points, text, toys
 from tui_descent.training.setup.data.batches import Batches, DataSet
 
 TOYS = [MoonsData, CirclesData, XorData, SpiralsData]
@@ -100,6 +114,80 @@ def test_toy_classes_have_the_expected_shapes() -> None:
     zero, one = spirals.x[spirals.y == 0], spirals.x[spirals.y == 1]
     assert torch.cdist(zero, -one).min(dim=1).values.max() < 0.1, "the same curve, half a turn apart"
     assert torch.cdist(zero, one).min(dim=1).values.mean() > 0.3
+
+
+def test_modular_addition_has_every_pair_once() -> None:
+    data = generated.modular_addition(ModularAdditionData(modulus=7, share=0.6), seed=3)
+    assert (len(data.x), len(data.held_out_x)) == (29, 20)
+    x, y = torch.cat([data.x, data.held_out_x]), torch.cat([data.y, data.held_out_y])
+    assert (x.sum(dim=1) == 2).all()
+    pairs = [(a, b - 7) for a, b in x.nonzero()[:, 1].view(-1, 2).tolist()]
+    assert sorted(pairs) == [(a, b) for a in range(7) for b in range(7)]
+    assert y.tolist() == [(a + b) % 7 for a, b in pairs]
+    again = generated.modular_addition(ModularAdditionData(modulus=7, share=0.6), seed=4)
+    assert not torch.equal(again.x, data.x)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_rare_classes_have_their_sizes_and_centres(balanced: bool) -> None:
+    spec = RareClassesData(groups=4, inputs=64, noise=0.1, balanced=balanced)
+    data = generated.rare_classes(spec, seed=0)
+    counts = torch.bincount(data.y).tolist()
+    assert counts == ([2] * 15 if balanced else [8, 4, 4, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1])
+    assert counts == spec.class_sizes()
+    assert torch.bincount(data.held_out_y).tolist() == [2] * 15
+    distances = torch.cdist(data.held_out_x, data.x)
+    assert (data.y[distances.argmin(dim=1)] == data.held_out_y).all(), "a sample is next to those of its class"
+
+
+def test_own_images_are_centred_and_a_fifth_is_held_out(home: Path) -> None:
+    path = write_images(home, count=100, height=3, width=5)
+    spec = OwnImagesData(path=str(path))
+    data = own_images.load(spec, seed=1)
+    assert (data.x.shape, data.held_out_x.shape, data.image, data.classes) == ((80, 15), (20, 15), (3, 5), 3)
+    assert data.x.mean(dim=0).abs().max() < 1e-5
+    assert data.x.std().item() == pytest.approx(1.0, abs=1e-3)
+    pixels = own_images.held_out_pixels(spec, seed=1, count=20)
+    # The first pixel of image n is 15 n mod 256, its class n mod 3.
+    numbers = [next(n for n in range(100) if 15 * n % 256 == first) for first in pixels[:, 0].tolist()]
+    assert data.held_out_y.tolist() == [n % 3 for n in numbers]
+    values = data.held_out_x[:, 0] - data.held_out_x[0, 0]
+    raw = pixels[:, 0].float() - pixels[0, 0]
+    assert torch.allclose(values * (raw[1] / values[1]), raw, atol=1e-2)
+    part = own_images.load(OwnImagesData(path=str(path), subset=30), seed=1)
+    assert len(part.x) == 30
+    assert torch.equal(part.y, data.y[:30])
+    assert torch.equal(part.held_out_y, data.held_out_y)
+    assert not torch.equal(own_images.load(spec, seed=2).y, data.y)
+
+
+def test_equal_images_are_no_division_by_zero(home: Path) -> None:
+    path = write_images(home)
+    path.write_bytes(idx((40, 4, 4), bytes([7]) * 640))
+    assert own_images.load(OwnImagesData(path=str(path)), seed=0).x.isfinite().all()
+
+
+def test_own_points_are_scaled_in_each_coordinate(home: Path) -> None:
+    path = home / "p.csv"
+    path.write_text("\n".join(f"{n},{n * n * 1e6},{'ab'[n % 2]}" for n in range(30)), "utf-8")
+    data = own_points.load(OwnPointsData(path=str(path)), seed=0)
+    assert (data.x.shape, data.held_out_x.shape, data.classes) == ((24, 2), (6, 2), 2)
+    x = torch.cat([data.x, data.held_out_x])
+    assert x.mean(dim=0).abs().max() < 1e-5
+    assert x.std(dim=0).tolist() == pytest.approx([1.0, 1.0])
+    order = x[:, 0].argsort()
+    assert torch.cat([data.y, data.held_out_y])[order].tolist() == [0, 1] * 15
+
+
+def test_own_text_keeps_its_characters(home: Path) -> None:
+    path = home / "t.txt"
+    path.write_text("Äpfel und Birnen\n" * 60, "utf-8")
+    data = text.load_own(OwnTextData(path=str(path)), 8)
+    assert (data.classes, len(data.symbols)) == (96, len(set("Äpfel und Birnen\n")))
+    assert "".join(data.symbols[n] for n in data.x[:17].tolist()) == "Äpfel und Birnen\n"
+    assert torch.equal(data.y, data.x[1:])
+    assert len(data.x) == round(0.9 * 17 * 60)
+    assert data.held_out_x.shape == (128, 8)
 
 
 @pytest.mark.parametrize("seed", [0, 7])

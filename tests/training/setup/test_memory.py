@@ -34,6 +34,12 @@ DATA = {
     "all digits": '[data]\nname = "digits"\nsubset = 64\nfull = true',
     "moons": '[data]\nname = "moons"\npoints = 100\nbatch_size = 8',
     "text": '[data]\nname = "text"\nbatch_size = 3',
+    "own text": '[data]\nname = "own-text"\nbatch_size = 3',
+    "own images": '[data]\nname = "own-images"\nbatch_size = 16',
+    "all own images": '[data]\nname = "own-images"\nfull = true',
+    "own points": '[data]\nname = "own-points"\nfull = true',
+    "addition": '[data]\nname = "modular-addition"\nmodulus = 7\nfull = true',
+    "rare classes": '[data]\nname = "rare-classes"\ngroups = 4\nfull = true',
 }
 
 
@@ -45,6 +51,8 @@ def scenario(net: str, data: str, *, optimizer: str = "sgd", dtype: str = "float
 
 CASES = [(net, data) for net in NETS for data in ("digits", "all digits")]
 CASES += [(net, "moons") for net in NETS[:3]] + [(net, "text") for net in TEXT_NETS]
+CASES += [(NETS[0], data) for data in ("own images", "all own images", "own points", "addition", "rare classes")]
+CASES += [(NETS[4], "own images"), (TEXT_NETS[0], "own text")]
 
 
 @pytest.mark.parametrize(("net", "data"), CASES)

@@ -94,7 +94,7 @@ def test_unstoppable_update_offers_the_last_good_snapshot_and_undo_goes_there(
     (held,) = [e for e in events if isinstance(e, StateChanged) and e.state == "held"]
     (rewound,) = [e for e in events if isinstance(e, Rewound)]
     assert rewound.to_step == 1
-    assert held.reason == f"{fault.text}; u goes back {rewound.from_step - 1} steps"
+    assert held.reason == f"{fault.text}; u goes back {rewound.from_step - 1} steps, to step 1"
     assert all(p.isfinite().all() for p in net.parameters())
     assert not same(copy_of(net), start)
     records = keeper.steps()

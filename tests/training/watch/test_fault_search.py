@@ -53,6 +53,10 @@ def mse(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(net(x), y)
 
 
+def by_hand(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return (net(x) - y).square().sum() / len(x)
+
+
 def distance(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The mean distance of two points, which has no derivative where they are equal."""
     p = net(x)
@@ -184,8 +188,11 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], Loss, Any, str, dict[str, Any]]]
         "",
         {"cause": "backward", "layer": "a", "where": "it arises between b and a"},
     ),
-    "log": (mlp, log_likelihood, zero_target, "", {"cause": "", "what": "loss", "where": "", "value": "inf"}),
-    "NaN input": (mlp, mse, nan_input, "", {"cause": "", "what": "loss", "where": "", "layer": None}),
+    "log": (mlp, log_likelihood, zero_target, "", {"what": "loss", "where": "log of 0 in the loss function?"}),
+    "log, a number": (mlp, log_likelihood, zero_target, "number", {"cause": "", "where": ""}),
+    "NaN input": (mlp, mse, nan_input, "", {"cause": "batch", "where": "NaN in the batch itself?", "layer": None}),
+    "NaN input of a net that takes roots": (Rooted, mse, nan_input, "", {"cause": "", "where": ""}),
+    "NaN input, a mean by hand": (mlp, by_hand, nan_input, "", {"where": "NaN in the batch, or 0/0?"}),
     "weight": (mlp, mse, bad_weight, "", {"cause": "weights", "layer": "0", "where": "the weight of layer 0 is nan"}),
     # With the input.
     "sqrt, input": (mlp, distance, equal_point, "x", {"cause": "loss function", "operation": "sqrt"}),

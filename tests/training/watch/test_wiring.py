@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,62 @@ def conv() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
     )
+
+
+def zero_head(net: Any, optimizer: Any) -> tuple[Any, Any]:
+    nn.init.zeros_(net[4].weight)
+    nn.init.zeros_(net[4].bias)
+    return net, optimizer
+
+
+def one_number() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1))
+
+
+def broadcast(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about the shapes
+        return F.mse_loss(net(x), x[:, 0])
+
+
+def with_dropout() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, 3))
+
+
+class EncoderAndHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = conv()[:6], nn.Sequential(nn.Dropout(0.1), nn.Linear(64, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x))
+
+
+def encoder_and_head() -> EncoderAndHead:
+    return EncoderAndHead()
+
+
+def pretrained(net: Any, optimizer: Any) -> tuple[Any, Any]:
+    """The running statistics of an earlier training."""
+    with torch.no_grad():
+        for _ in range(3):
+            net(images(8)[0])
+    return net, optimizer
+
+
+def clipped(clip: Callable[[Any], object]) -> Callable[[Tensor, Any], None]:
+    def backward(loss: Tensor, optimizer: Any) -> None:
+        loss.backward()
+        clip(optimizer.param_groups[0]["params"])
+
+    return backward
+
+
+def in_eval_mode_between(step: int, net: Any, optimizer: Any) -> None:
+    """A validation that forgets `no_grad`, but not `train()`."""
+    net.eval()
+    net(images(8)[0])
+    net.train()
 
 
 def images(count: int = 8) -> Batch:
@@ -392,6 +449,11 @@ FAULTS: dict[str, tuple[Loop, str, str | None]] = {
     ),
     "bytes": (Loop(conv, batch=lambda: (torch.rand(8, 1, 8, 8) * 255, torch.randint(0, 3, (8,)))), "input scale", "0"),
     "tiny inputs": (Loop(mlp, batch=lambda: (1e-3 * torch.randn(8, 6), torch.randint(0, 3, (8,)))), "input scale", "0"),
+    "inputs that are all 0": (
+        Loop(mlp, batch=lambda: (torch.zeros(8, 6), torch.randint(0, 3, (8,)))),
+        "input scale",
+        "0",
+    ),
     "years": (
         Loop(mlp, batch=lambda: (2000 + torch.rand(8, 6), torch.randint(0, 3, (8,))), shown=Tensor.item),
         "input scale",
@@ -405,6 +467,44 @@ FAULTS: dict[str, tuple[Loop, str, str | None]] = {
         ),
         "batch norm of one sample",
         "1",
+    ),
+    "outputs (8, 1), targets (8)": (Loop(one_number, loss=broadcast), "all pairs", None),
+    "outputs (8), targets (8, 1)": (
+        Loop(one_number, loss=lambda net, x, y: (net(x).squeeze(1) - x[:, :1]).pow(2).mean()), "all pairs", None
+    ),
+    "all pairs and a penalty": (
+        Loop(one_number, loss=lambda net, x, y: broadcast(net, x, y) + 1e-4 * net[0].weight.square().sum()),
+        "all pairs",
+        None,
+    ),
+    "targets in dollars": (
+        Loop(one_number, loss=lambda net, x, y: F.mse_loss(net(x), 2e5 + 1e4 * x[:, :1])), "target scale", None
+    ),
+    "targets of thousands": (
+        Loop(one_number, loss=lambda net, x, y: F.smooth_l1_loss(net(x)[:, 0], 3000 * x[:, 0])), "target scale", None
+    ),
+    "tiny targets": (
+        Loop(
+            one_number, loss=lambda net, x, y: (net(x) - 1e-3 * x[:, :1]).square().mean(),
+            prepared=zero_head, optimizer=sgd(0.01),
+        ),
+        "target scale",
+        None,
+    ),
+    "never in training mode": (Loop(conv, batch=images, prepared=lambda net, o: (net.eval(), o)), "eval mode", None),
+    "encoder left in eval mode": (
+        Loop(encoder_and_head, batch=images, after=lambda step, net, o: net.encoder.eval() if step == 5 else None),
+        "eval mode",
+        "encoder",
+    ),
+    "dropout left off": (Loop(with_dropout, prepared=lambda net, o: (net.eval(), o)), "eval mode", None),
+    "clipped to next to nothing": (
+        Loop(mlp, optimizer=sgd(0.1), backward=clipped(lambda p: nn.utils.clip_grad_norm_(p, 1e-4))),
+        "gradients cut",
+        None,
+    ),
+    "clipped by value": (
+        Loop(conv, batch=images, backward=clipped(lambda p: nn.utils.clip_grad_value_(p, 1e-6))), "gradients cut", None
     ),
     "dead layer": (Loop(mlp, prepared=stops_at(-50.0)), "constant output", None),
     "dead layer before a head": (
@@ -426,7 +526,7 @@ class Zeroed(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(0 * x)
+        return self.net(0 * x + 1)
 
 
 @pytest.fixture
@@ -470,6 +570,15 @@ def test_most_faults_are_found_without_readings(name: str, keeper: FakeKeeper) -
     loop, fault, layer = FAULTS[name]
     loop.train(watched(keeper, every=None, budget=0.0))
     assert [(f.fault, f.layer) for f in facts(keeper)] == [(fault, layer)]
+
+
+@pytest.mark.parametrize(("name", "fell_from"), [("rate that becomes too small", 0.1), ("rounded away", None)])
+def test_rate_that_fell_is_distinguished_from_one_that_was_always_too_small(
+    name: str, fell_from: float | None, keeper: FakeKeeper
+) -> None:
+    FAULTS[name][0].train(watched(keeper))
+    (fact,) = facts(keeper)
+    assert fact.evidence.get("fell_from") == fell_from
 
 
 @pytest.mark.parametrize("only", [1, 2], ids=["weights and biases", "weights"])
@@ -665,12 +774,6 @@ def master_copies(net: Any, optimizer: Any) -> tuple[Any, Any]:
     return net, inner
 
 
-def zero_head(net: Any, optimizer: Any) -> tuple[Any, Any]:
-    nn.init.zeros_(net[4].weight)
-    nn.init.zeros_(net[4].bias)
-    return net, optimizer
-
-
 class Lazily(nn.Module):
     """Its second head is used only after a while."""
 
@@ -753,7 +856,33 @@ HEALTHY: dict[str, Loop] = {
     ),
     "weights clipped": Loop(mlp, after=clamp),
     "batch norm in evaluation mode": Loop(
-        conv, batch=lambda: images(1), prepared=lambda net, o: (net.eval(), o), optimizer=sgd(0.01)
+        conv, batch=lambda: images(1), prepared=lambda net, o: (net[1].eval() and net, o), optimizer=sgd(0.01)
+    ),
+    "batch norm frozen after a while": Loop(
+        conv, batch=images, after=lambda step, net, o: net[1].eval() if step == 8 else None
+    ),
+    "validation in between": Loop(encoder_and_head, batch=images, after=in_eval_mode_between),
+    "pretrained encoder in eval mode": Loop(
+        encoder_and_head, batch=images,
+        prepared=lambda net, o: (pretrained(net, o)[0].encoder.eval() and net, o),
+    ),
+    "eval mode without dropout and batch norm": Loop(mlp, prepared=lambda net, o: (net.eval(), o)),
+    "clipping as usual": Loop(mlp, backward=clipped(lambda p: nn.utils.clip_grad_norm_(p, 0.1))),
+    "regression": Loop(one_number, loss=lambda net, x, y: F.mse_loss(net(x), x[:, :1])),
+    "regression of one number": Loop(one_number, loss=lambda net, x, y: F.mse_loss(net(x)[:, 0], x[:, 0])),
+    "targets of 80": Loop(one_number, loss=lambda net, x, y: F.mse_loss(net(x), 80 + x[:, :1])),
+    "targets scaled by the net": Loop(
+        one_number, loss=lambda net, x, y: F.mse_loss(1e5 * net(x), 1e5 * x[:, :1])
+    ),
+    "summed squares": Loop(one_number, loss=lambda net, x, y: F.mse_loss(net(x), x[:, :1], reduction="sum") * 1e6),
+    "pairwise distances": Loop(
+        one_number, loss=lambda net, x, y: (net(x) - net(x).T).abs().mean()
+    ),
+    "pairs arranged by the loop": Loop(
+        one_number, loss=lambda net, x, y: F.mse_loss(net(x)[:, 0].unsqueeze(1).expand(8, 8), x[:, :1].T.expand(8, 8))
+    ),
+    "one output for many targets": Loop(
+        one_number, loss=lambda net, x, y: (net(x) - x).square().mean()
     ),
     "tokens": Loop(Lstm, batch=tokens, loss=next_token),
     "the same sample many times": Loop(mlp, batch=lambda: (torch.ones(8, 6), torch.randint(0, 3, (8,)))),
@@ -770,6 +899,43 @@ HEALTHY: dict[str, Loop] = {
         mlp, optimizer=sgd(1e-4), loss=lambda net, x, y: 1e-9 * net(x).square().mean()
     ),
 }  # fmt: skip
+
+
+def test_gradients_that_a_scaler_has_divided_are_not_called_cut(keeper: FakeKeeper) -> None:
+    torch.manual_seed(3)
+    net, scaler = mlp(), torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with watched(keeper)(net, optimizer) as run:
+        for _ in range(8):
+            loss = F.cross_entropy(net(torch.randn(8, 6)), torch.randint(0, 3, (8,)))
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            run.step(loss)
+    assert facts(keeper) == []
+
+
+def test_eval_mode_of_a_net_that_came_with_its_statistics_is_a_question(keeper: FakeKeeper) -> None:
+    Loop(conv, batch=images, prepared=lambda net, o: (pretrained(net, o)[0].eval(), o)).train(watched(keeper))
+    (fact,) = facts(keeper)
+    assert (fact.fault, fact.evidence) == ("eval mode", {"dropouts": 0.0, "norms": 1.0, "question": 1.0})
+
+
+def test_eval_mode_is_over_after_train(keeper: FakeKeeper) -> None:
+    mended = Loop(
+        conv, batch=images, prepared=lambda net, o: (net.eval(), o),
+        after=lambda step, net, o: net.train() if step == 8 else None,
+    )  # fmt: skip
+    mended.train(watched(keeper))
+    assert [(f.fault, f.present) for f in facts(keeper)] == [("eval mode", True), ("eval mode", False)]
+
+
+def test_scale_of_targets_is_their_rms_within_a_quarter(keeper: FakeKeeper) -> None:
+    FAULTS["targets in dollars"][0].train(watched(keeper))
+    assert facts(keeper)[0].evidence["rms"] == pytest.approx(2e5, rel=0.02)
 
 
 @pytest.mark.parametrize("name", HEALTHY)

@@ -19,16 +19,18 @@ LINE_DOTS = 2  # the thickness of the smoothed line
 Bins = list[tuple[int, list[float]]]
 
 
-def draw_curve(raster: Raster, bins: Bins, time_axis: TimeAxis, axis: Axis) -> None:
-    """Draw the band, and the line over it."""
+def draw_curve(
+    raster: Raster, bins: Bins, time_axis: TimeAxis, axis: Axis, *, band: bool = True, line: bool = True
+) -> None:
+    """Draw the band, and the line over it; or only one of them."""
     top = 4 * raster.rows - 1
     pieces = list(_pieces(bins, time_axis))
-    for piece in pieces:
+    for piece in pieces if band else ():
         for column, low, high in _ranges(piece, axis, top):
             raster.fill(column, low, high + 1, colours.palette().band)
-    for piece in pieces:
-        line = [(x, axis.position(values[SMOOTH]) * top) for x, values in piece]
-        raster.line(line, colours.CURVE, thickness=LINE_DOTS)
+    for piece in pieces if line else ():
+        points = [(x, axis.position(values[SMOOTH]) * top) for x, values in piece]
+        raster.line(points, colours.CURVE, thickness=LINE_DOTS)
 
 
 def _pieces(bins: Bins, time_axis: TimeAxis) -> Iterator[Bins]:

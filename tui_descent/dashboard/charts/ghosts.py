@@ -7,7 +7,8 @@ import math
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts.axis import Axis
 from tui_descent.dashboard.charts.band_and_line import SMOOTH, Bins
-from tui_descent.dashboard.charts.raster import Point, Raster, cell_style
+from tui_descent.dashboard.charts.cells import Point
+from tui_descent.dashboard.charts.raster import Raster, cell_style
 from tui_descent.dashboard.charts.time_axis import TimeAxis
 from tui_descent.dashboard.text.safe_text import cut, safe
 from tui_descent.dashboard.view import View

@@ -14,13 +14,10 @@ from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 
+from tui_descent.dashboard.charts.cells import BRAILLE, DOT_BITS, Point, clipped, joined, limited
+
 # How many colours a terminal shows. With 16 or none, a picture has no backgrounds.
 Depth = Literal["truecolor", "256", "16", "none"]
-# The bit of each braille dot, by column and row within its cell.
-_BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
-_BRAILLE = 0x2800
-Look = tuple[str | None, str | None, bool]  # foreground, background, bold
-_PLAIN: Look = (None, None, False)
 
 
 def depth_of(colour_system: str | None, *, no_colour: bool) -> Depth:
@@ -56,7 +53,7 @@ class Picture:
         if 0 <= x < 2 * self.columns and 0 <= y < 4 * self.rows:
             cell = x // 2, y // 4
             before, bits = self._dots.get(cell, (colour, 0))
-            self._dots[cell] = colour, (bits if before == colour else 0) | _BITS[x % 2][y % 4]
+            self._dots[cell] = colour, (bits if before == colour else 0) | DOT_BITS[x % 2][y % 4]
 
     def dots_in(self, column: int, row: int) -> int:
         """How many dots are set in a cell."""
@@ -66,12 +63,15 @@ class Picture:
         """Remove the dots of a cell."""
         self._dots.pop((column, row), None)
 
-    def line(self, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+    def line(self, start: Point, end: Point, colour: str) -> None:
         """Set the dots of a straight line. Nothing is drawn if an end is not finite."""
-        clipped = _clip(start, end, 2 * self.columns - 1, 4 * self.rows - 1)
-        if clipped is None:
+        if not all(map(math.isfinite, (*start, *end))):
             return
-        (x0, y0), (x1, y1) = clipped
+        most = 2.0 * self.columns - 1, 4.0 * self.rows - 1
+        inside = clipped(limited(start), limited(end), (0.0, 0.0), most)
+        if inside is None:
+            return
+        (x0, y0), (x1, y1) = inside
         count = max(1, math.ceil(max(abs(x1 - x0), abs(y1 - y0))))
         for n in range(count + 1):
             self.dot(round(x0 + (x1 - x0) * n / count), round(y0 + (y1 - y0) * n / count), colour)
@@ -87,63 +87,25 @@ class Picture:
 
     def _row(self, y: int) -> list[Segment]:
         upper, lower = self.halves[2 * y], self.halves[2 * y + 1]
-        segments: list[Segment] = []
-        text, look = "", _PLAIN
-        for x in range(self.columns):
-            character, wanted = self._cell(x, y, upper[x], lower[x])
-            if character == " " and wanted[1] == look[1]:
-                wanted = look  # a blank looks the same in every foreground
-            if wanted != look and text:
-                segments.append(Segment(text, _style(*look)))
-                text = ""
-            text, look = text + character, wanted
-        return [*segments, Segment(text, _style(*look))] if text else segments
+        return joined(self._cell(x, y, upper[x], lower[x]) for x in range(self.columns))
 
-    def _cell(self, x: int, y: int, upper: str | None, lower: str | None) -> tuple[str, Look]:
-        """The character of a cell, with its foreground, its background and whether it is bold."""
+    def _cell(self, x: int, y: int, upper: str | None, lower: str | None) -> tuple[str, Style]:
         if (glyph := self._glyphs.get((x, y))) is not None:
-            return glyph[0], (glyph[1], upper, glyph[2])
+            return glyph[0], _style(glyph[1], upper, glyph[2])
         if (dots := self._dots.get((x, y))) is not None:
-            return chr(_BRAILLE + dots[1]), (dots[0], upper, False)
+            return BRAILLE[dots[1]], _style(dots[0], upper)
         if upper == lower:
-            return " ", (None, upper, False)
-        return ("▄", (lower, None, False)) if upper is None else ("▀", (upper, lower, False))
+            return " ", _style(None, upper)
+        return ("▄", _style(lower, None)) if upper is None else ("▀", _style(upper, lower))
 
 
 @cache
-def _style(colour: str | None, ground: str | None, bold: bool) -> Style:
+def _style(colour: str | None, ground: str | None, bold: bool = False) -> Style:
     return Style(
         color=None if colour is None else Color.parse(colour),
         bgcolor=None if ground is None else Color.parse(ground),
         bold=bold or None,
     )
-
-
-def _clip(
-    start: tuple[float, float], end: tuple[float, float], right: float, bottom: float
-) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """The part of a line within 0 … `right` and 0 … `bottom` (Liang and Barsky 1984); None if there is none."""
-    (x0, y0), (x1, y1) = start, end
-    if not all(map(math.isfinite, (*start, *end))) or right < 0 or bottom < 0:
-        return None
-    first, last = 0.0, 1.0
-    # The numbers are halved before they are subtracted, because a difference of huge numbers would be infinite.
-    for a, b, most in ((x0 / 2, x1 / 2, right / 2), (y0 / 2, y1 / 2, bottom / 2)):
-        along = b - a
-        if along == 0:
-            if not 0 <= a <= most:
-                return None
-            continue
-        near, far = sorted((-a / along, (most - a) / along))
-        first, last = max(first, near), min(last, far)
-    if first > last:
-        return None
-
-    def at(share: float) -> tuple[float, float]:
-        x, y = (a * (1 - share) + b * share for a, b in ((x0, x1), (y0, y1)))
-        return min(max(x, 0.0), right), min(max(y, 0.0), bottom)
-
-    return at(first), at(last)
 
 
 def resampled(values: list[float], columns: int, rows: int, to_columns: int, to_rows: int) -> list[list[float]]:

@@ -17,17 +17,13 @@ from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 
-Rgb = tuple[int, int, int]
-Point = tuple[float, float]
+from tui_descent.dashboard.charts.cells import BRAILLE, DOT_BITS, Point, clipped, joined, limited
 
-# The bit of each dot in a braille character: [dot column][dot row from the bottom].
-_BITS = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))
-_BRAILLE = [chr(0x2800 + dots) for dots in range(256)]
+Rgb = tuple[int, int, int]
+
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 # How many eighths of a cell must be filled so that text or dots have the fill as background, and so that it is shaded.
 TEXT_FILLED, HALF_FILLED = 6, 4
-# Coordinates are limited to this size, so nothing overflows.
-_FAR = 1e9
 
 
 class Raster:
@@ -54,7 +50,7 @@ class Raster:
             cell = (self.rows - 1 - (y >> 2)) * self.columns + (x >> 1)
             if self._ink[cell] != ink or self._text[cell]:
                 self._dots[cell], self._text[cell], self._ink[cell] = 0, "", ink
-            self._dots[cell] |= _BITS[x & 1][y & 3]
+            self._dots[cell] |= DOT_BITS[x & 1][3 - (y & 3)]
 
     def line(self, points: Iterable[Point], ink: Rgb, *, thickness: int = 1) -> None:
         """Join the points by straight lines, `thickness` dots high. A point between two gaps is a dot."""
@@ -68,7 +64,7 @@ class Raster:
                     self._stroke(before, before, ink, thickness)
                 before, joined = None, True
                 continue
-            point = (min(max(x, -_FAR), _FAR), min(max(y, -_FAR), _FAR))
+            point = limited((x, y))
             dot = (math.floor(point[0] + 0.5), math.floor(point[1] + 0.5 - half))
             if before is not None and not (joined and dot == drawn):
                 self._stroke(before, point, ink, thickness)
@@ -78,13 +74,13 @@ class Raster:
 
     def _stroke(self, start: Point, end: Point, ink: Rgb, thickness: int) -> None:
         half = (thickness - 1) / 2
-        clipped = _clipped(
+        inside = clipped(
             start, end, (-0.5, half - thickness + 0.5), (2 * self.columns - 0.5, 4 * self.rows - 0.5 + half)
         )
-        if clipped is None:
+        if inside is None:
             return
-        x0, x1 = (math.floor(x + 0.5) for x in clipped[:2])
-        y0, y1 = (math.floor(y + 0.5 - half) for y in clipped[2:])
+        x0, x1 = (math.floor(x + 0.5) for x, _ in inside)
+        y0, y1 = (math.floor(y + 0.5 - half) for _, y in inside)
         steps = max(abs(x1 - x0), abs(y1 - y0))
         for n in range(steps + 1):
             x = x0 + _rounded(n * (x1 - x0), steps)
@@ -149,17 +145,7 @@ class Raster:
 
     def segments(self, row: int) -> list[Segment]:
         """One row, cells of the same style joined."""
-        found: list[Segment] = []
-        text, style = "", None
-        for cell in range(row * self.columns, (row + 1) * self.columns):
-            character, wanted = self._cell(cell)
-            if wanted is style:
-                text += character
-                continue
-            if text:
-                found.append(Segment(text, style))
-            text, style = character, wanted
-        return [*found, Segment(text, style)] if text else found
+        return joined(map(self._cell, range(row * self.columns, (row + 1) * self.columns)))
 
     def row_key(self, row: int) -> object:
         """A value that changes when the row looks different."""
@@ -168,7 +154,7 @@ class Raster:
 
     def _cell(self, cell: int) -> tuple[str, Style]:
         ground, filled = self._ground[cell], self._filled[cell]
-        text = self._text[cell] or (_BRAILLE[dots] if (dots := self._dots[cell]) else "")
+        text = self._text[cell] or (BRAILLE[dots] if (dots := self._dots[cell]) else "")
         if abs(filled) < (TEXT_FILLED if text else HALF_FILLED if self._shaded else 0):
             ground = None
         if text and text != " ":
@@ -197,22 +183,3 @@ def cell_style(ink: Rgb | Style | None, ground: Rgb | None) -> Style:
 def _rounded(part: int, whole: int) -> int:
     """The nearest whole number to `part` / `whole`; half is rounded up, and `whole` may be 0."""
     return (2 * part + whole) // (2 * whole) if whole else 0
-
-
-def _clipped(start: Point, end: Point, least: Point, most: Point) -> tuple[float, float, float, float] | None:
-    """The part of a line inside a rectangle, as x0, x1, y0, y1; None if there is none.
-
-    Liang and Barsky's algorithm (ACM Transactions on Graphics 3(1), 1984).
-    """
-    enter, leave = 0.0, 1.0
-    for a, b, low, high in zip(start, end, least, most, strict=True):
-        if low <= a <= high and low <= b <= high:
-            continue
-        if a == b:
-            return None
-        first, last = sorted(((low - a) / (b - a), (high - a) / (b - a)))
-        enter, leave = max(enter, first), min(leave, last)
-    if enter > leave:
-        return None
-    (x0, y0), (x1, y1) = start, end
-    return x0 + enter * (x1 - x0), x0 + leave * (x1 - x0), y0 + enter * (y1 - y0), y0 + leave * (y1 - y0)

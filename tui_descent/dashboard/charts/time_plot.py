@@ -10,9 +10,11 @@ from rich.style import Style
 from textual.strip import Strip
 
 from tui_descent.dashboard.charts.axis import Axis, numbered_rows
-from tui_descent.dashboard.charts.raster import Point, Raster, Rgb
+from tui_descent.dashboard.charts.cells import Point
+from tui_descent.dashboard.charts.raster import Raster, Rgb
 from tui_descent.dashboard.charts.time_axis import TimeAxis, draw_marks, gutter
 from tui_descent.dashboard.charts.time_labels import time_row
+from tui_descent.dashboard.text.clickable import key_word
 from tui_descent.dashboard.view import View
 
 Points = Sequence[tuple[int, float]]
@@ -39,7 +41,7 @@ def scale_words(view: View, axis: Axis | None) -> str:
     """The loss scale for a panel's border: `log` or `linear` with its key, or why a log scale is not possible."""
     if view.log and axis is not None and not axis.log:
         return "[dim]linear (≤ 0)[/dim]"
-    return f"[@click=app.press('y')][dim]{'log' if view.log else 'linear'}[/dim] [bold $primary]y[/][/]"
+    return key_word("log" if view.log else "linear", "y")
 
 
 def time_plot(

@@ -65,6 +65,8 @@ class ActivationDialog(Dialog[str]):
     `asked` is the layer whose pre-activations the run screen requests while this dialog is open.
     """
 
+    hints = "↑ ↓ or type · enter blends over 50 steps · escape cancels"
+
     def __init__(
         self,
         bridge: Bridge,
@@ -91,7 +93,6 @@ class ActivationDialog(Dialog[str]):
         choices = KNOBS["activation"].choices
         with Vertical(classes="dialog activation") as box:
             box.border_title = f"Activation {where.replace('[', '(')}"
-            box.border_subtitle = "↑ ↓ or type · enter blends over 50 steps · escape cancels"
             with Horizontal():
                 rows = (_row(name, self._now, advised=name == self._advised) for name in choices)
                 choice_list = FindList(*(Option(row, id=name) for name, row in zip(choices, rows, strict=True)))

@@ -63,7 +63,7 @@ class ChoiceDialog(Dialog[str]):
         with Vertical(classes="dialog choice") as box:
             box.border_title = f"{self._knob.title.capitalize()}{where}".replace("[", "(")
             fields = " · tab where and way" if self._knob.places else ""
-            box.border_subtitle = f"↑ ↓ or type · enter applies{fields} · escape cancels"
+            self.hints = f"↑ ↓ or type · enter applies{fields} · escape cancels"
             rows = [Option(self._row(name), id=name) for name in choices]
             rows += [Option(Text(f"  set {KNOBS[k].title} …"), id=f"{OTHER}{k}") for k in self._more_knobs]
             yield FindList(*rows)

@@ -25,6 +25,7 @@ STAY = frozenset({"up", "down", "pageup", "pagedown", "home", "end"})
 class EndCardDialog(Dialog[str]):
     """Answers with the key that was pressed, if it is a key of the run screen: the card closes and the key acts."""
 
+    hints = "R restart · p gallery · space more steps · q quit · escape closes"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "cancel", show=False)]
 
     def __init__(self, card: EndCard) -> None:
@@ -35,7 +36,6 @@ class EndCardDialog(Dialog[str]):
         """The three sections."""
         with VerticalScroll(classes="dialog wide") as box:
             box.border_title = "The end of this run"
-            box.border_subtitle = "R restart · p gallery · space more steps · q quit · escape closes"
             yield Static(_section("What happened", self._card.happened))
             if self._card.claims:
                 yield Static(Text("What this preset claims", style=colours.BRIGHT))

@@ -1,4 +1,4 @@
-"""Fields of dialogs: a list in which typing finds an entry, and a row of values to choose from."""
+"""Fields of dialogs: lists for the mouse, in which typing finds an entry, and a row of values to choose from."""
 
 from __future__ import annotations
 
@@ -17,8 +17,21 @@ from tui_descent.dashboard import colours
 TYPING_S = 1.0
 
 
-class FindList(OptionList):
-    """Typing a name highlights the first entry that begins with it. A click highlights, a double click chooses."""
+class ClickList(OptionList):
+    """A click highlights an entry, a double click chooses it."""
+
+    async def _on_click(self, event: Click) -> None:
+        event.prevent_default()
+        clicked: int | None = event.style.meta.get("option")
+        if clicked is None or self._options[clicked].disabled:
+            return
+        self.highlighted = clicked
+        if event.chain > 1:
+            self.action_select()
+
+
+class FindList(ClickList):
+    """Typing a name highlights the first entry that begins with it."""
 
     def __init__(self, *content: object, id: str | None = None) -> None:
         super().__init__(*content, id=id)  # type: ignore[arg-type]
@@ -38,15 +51,6 @@ class FindList(OptionList):
                 self.highlighted = found[0]
                 event.stop()
                 return
-
-    async def _on_click(self, event: Click) -> None:
-        event.prevent_default()
-        clicked: int | None = event.style.meta.get("option")
-        if clicked is None or self._options[clicked].disabled:
-            return
-        self.highlighted = clicked
-        if event.chain > 1:
-            self.action_select()
 
 
 def _begins(name: str | None, text: str) -> bool:

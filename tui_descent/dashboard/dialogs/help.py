@@ -24,6 +24,7 @@ from tui_descent.dashboard.panels.look_ahead import LookAheadPanel
 from tui_descent.dashboard.panels.loss_chart import LossPanel
 from tui_descent.dashboard.panels.metrics import MetricsPanel
 from tui_descent.dashboard.panels.output import OutputPanel
+from tui_descent.dashboard.panels.race import RaceChartPanel, RaceMapPanel, RaceTablePanel
 from tui_descent.dashboard.panels.range_test import RangeTestPanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
@@ -49,18 +50,21 @@ PANELS = {
     "Metrics": MetricsPanel,
     "Output": OutputPanel,
     "Task": TaskPanel,
+    "Race: loss": RaceChartPanel,
+    "Race: table": RaceTablePanel,
+    "Race: map": RaceMapPanel,
     "Story": StoryPanel,
 }
 
 
 class HelpDialog(Dialog[None]):
+    hints = "↑ ↓ scroll · escape closes"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark,q", "cancel", show=False)]
 
     def compose(self) -> ComposeResult:
         """The keys, then the panels."""
         with VerticalScroll(classes="dialog wide") as box:
             box.border_title = "Help"
-            box.border_subtitle = "↑ ↓ scroll · escape closes"
             yield Static(Group(_keys(), Text(""), _panels()))
 
 

@@ -53,6 +53,7 @@ IDLE: dict[str, str] = {
 class LayerDialog(Dialog[None]):
     """Shows new readings as they arrive; the arrow keys go to the neighbouring layers."""
 
+    hints = "↑ ↓ next layer · escape closes"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,q", "cancel", show=False),
         Binding("up", "go(1)", show=False),
@@ -67,7 +68,6 @@ class LayerDialog(Dialog[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="dialog wide") as box:
             box.can_focus = False
-            box.border_subtitle = "↑ ↓ next layer · escape closes"
             yield Static(id="readings")
 
     def on_mount(self) -> None:

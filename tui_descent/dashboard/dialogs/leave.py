@@ -13,20 +13,28 @@ from textual.widgets.option_list import Option
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.dialogs.fields import ClickList
 
-Then = Literal["quit", "restart", "gallery"]
+Then = Literal["quit", "restart", "gallery", "race"]
 
 STOP = "finish this step, end the run and quit; nothing is saved"
 STOP_SCRIPT = "end the loop after this step; your script may then still save"
 RESTART = "end this run and start the same one again from step 0; nothing is saved"
 GALLERY = "end this run and choose another preset; nothing is saved"
-TITLES = {"quit": "Quit this run?", "restart": "Restart this run?", "gallery": "Back to the gallery?"}
+RACE = "end this run and race several optimizers from its start, on the same batches; nothing is saved"
+TITLES = {
+    "quit": "Quit this run?",
+    "restart": "Restart this run?",
+    "gallery": "Back to the gallery?",
+    "race": "Race optimizers?",
+}
 STAY = "keep the run and this screen open"
 
 
 class LeaveDialog(Dialog[bool]):
     """Answers with True if the run should stop. `script` says that the run is a user's script, `then` what follows."""
 
+    hints = "↑ ↓ choose · enter answers · escape stays"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("s", "stop", show=False), Binding("c,q", "cancel", show=False)]
 
     def __init__(self, *, script: bool = False, then: Then = "quit") -> None:
@@ -35,12 +43,12 @@ class LeaveDialog(Dialog[bool]):
 
     def compose(self) -> ComposeResult:
         """The two choices and what they do."""
-        does = {"quit": STOP_SCRIPT if self._is_script else STOP, "restart": RESTART, "gallery": GALLERY}[self._then]
+        stop = STOP_SCRIPT if self._is_script else STOP
+        does = {"quit": stop, "restart": RESTART, "gallery": GALLERY, "race": RACE}[self._then]
         word = "stop" if self._then == "quit" else self._then
         with Vertical(classes="dialog choice") as box:
             box.border_title = TITLES[self._then]
-            box.border_subtitle = "↑ ↓ enter choose · escape stays"
-            yield OptionList(Option(_row("s", word, does), id="stop"), Option(_row("c", "stay", STAY), id="stay"))
+            yield ClickList(Option(_row("s", word, does), id="stop"), Option(_row("c", "stay", STAY), id="stay"))
 
     def on_mount(self) -> None:
         """Highlight the safe choice, unless a restart was asked for, which loses little."""

@@ -22,8 +22,11 @@ class NumberDialog(Dialog[str]):
     """Answers with the typed text.
 
     If `check` raises `ValueError` for it, the dialog shows the reason and stays open. `result` says what the typed text
-    would do, while it is being typed. With several `fields`, their texts are joined by slashes.
+    would do, while it is being typed. With several `fields`, their texts are joined by slashes. `advised` is in
+    the field at first; typing replaces it.
     """
+
+    hints = "enter applies · escape cancels"
 
     def __init__(
         self,
@@ -33,20 +36,21 @@ class NumberDialog(Dialog[str]):
         result: Callable[[str], str] | None = None,
         *,
         fields: tuple[str, ...] = ("",),
+        advised: str = "",
     ) -> None:
         super().__init__()
+        self._advised = advised
         self._title, self._hint, self._check, self._result, self._fields = title, hint, check, result, fields
 
     def compose(self) -> ComposeResult:
         """The hint, the input field, and room for an error."""
         with Vertical(classes="dialog") as box:
             box.border_title = self._title
-            box.border_subtitle = "enter applies · escape cancels"
             yield Static(self._hint, classes="dim", markup=False)
             for name in self._fields:
                 if name:
                     yield Static(name, classes="dim", markup=False)
-                yield Input(max_length=40)
+                yield Input(self._advised, max_length=40)
             yield Static("", classes="why", markup=False)
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -83,14 +87,16 @@ def _field_names(kind: str) -> tuple[str, ...]:
     return ("first (of the gradient)", "second (of its square)") if kind == "pair" else ("",)
 
 
-def knob_dialog(knob: str, now: str, rates: Mapping[str, Sequence[float]] | None = None) -> NumberDialog:
-    """Dialog to type a knob's value, in any form the knob accepts.
+def knob_dialog(
+    knob: str, now: str, rates: Mapping[str, Sequence[float]] | None = None, *, advised: str = ""
+) -> NumberDialog:
+    """Dialog to type a knob's value, in any form the knob accepts. It begins with the value that is `advised`.
 
     `rates` are the learning rates of several optimizers or parameter groups. All are multiplied by the same factor.
     """
     row = KNOBS[knob]
     now = all_rates_text(rates) if rates else now
-    hint = f"now {safe(now or '…', 60)}; allowed: {row.values}"
+    hint = f"now {safe(now or '…', 60)}; allowed: {row.values}{f'; advised: {advised}' if advised else ''}"
     result = functools.partial(_scaled_rates, rates) if rates else None
     return NumberDialog(
         row.title.capitalize(),
@@ -98,6 +104,7 @@ def knob_dialog(knob: str, now: str, rates: Mapping[str, Sequence[float]] | None
         lambda text: check(TurnKnob(knob=knob, value=text)),
         result,
         fields=_field_names(row.kind),
+        advised=advised,
     )
 
 

@@ -102,7 +102,8 @@ class RangeTestDialog(Dialog[str]):
         take = (
             f"enter sets lr={result.suggestion:.3g} · " if result is not None and result.suggestion is not None else ""
         )
-        box.border_subtitle = "escape cancels" if self._request is not None else f"{take}f tests again · escape closes"
+        self.hints = "escape cancels" if self._request is not None else f"{take}f tests again · escape closes"
+        self.show_hints()
         text = Text(self._rejection, style=colours.ORANGE) if self._rejection else result_text(result)
         self.query_one("#result-text", Static).update(text)
 

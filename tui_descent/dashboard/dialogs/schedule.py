@@ -34,6 +34,8 @@ REFRESH_S = 0.25
 class ScheduleDialog(Dialog[TurnKnob]):
     """Answers with the change to the schedule knob. `now` is the current schedule."""
 
+    hints = "↑ ↓ or type · tab parameters · enter applies · escape cancels"
+
     def __init__(self, bridge: Bridge, now: str) -> None:
         super().__init__()
         self._bridge, self._now = bridge, now
@@ -60,8 +62,7 @@ class ScheduleDialog(Dialog[TurnKnob]):
     def compose(self) -> ComposeResult:
         """The list of schedules, the curve of the highlighted one, and a field for each of its parameters."""
         choices = KNOBS["schedule"].choices
-        with Vertical(classes="dialog schedule") as box:
-            box.border_subtitle = "↑ ↓ or type · tab parameters · enter applies · escape cancels"
+        with Vertical(classes="dialog schedule"):
             names = FindList(*(Option(self._row(name), id=name) for name in choices))
             yield names
             yield Static("", id="curve")

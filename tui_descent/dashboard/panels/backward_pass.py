@@ -29,7 +29,7 @@ WIDE = 100  # columns from which the product after each part is shown
 class BackwardStep(NamedTuple):
     """One block: the product of the factors above it, its factor (None if it is not known), and the product with it.
 
-    A factor that is not known counts as 1. `factors` are those of the block's parts, without those that are not known.
+    A factor that is not known counts as 1. `factors` are those of the block's parts, if they were measured.
     """
 
     block: str
@@ -37,7 +37,7 @@ class BackwardStep(NamedTuple):
     factor: float | None
     product: float
     parts: BlockParts
-    factors: Mapping[BlockPart, float]
+    factors: Mapping[BlockPart, float | None]
 
 
 def backward_steps(ledger: LedgerTaken, history: History) -> list[BackwardStep]:
@@ -47,7 +47,7 @@ def backward_steps(ledger: LedgerTaken, history: History) -> list[BackwardStep]:
     for entry in reversed(ledger.entries):
         before, product = product, product * (1.0 if entry.factor is None else entry.factor)
         parts = parts_of(history, entry.block, ledger.step, len(ledger.entries))
-        factors = {one.part: one.factor for one in entry.parts if one.factor is not None}
+        factors = {one.part: one.factor for one in entry.parts}
         steps.append(BackwardStep(entry.block, before, entry.factor, product, parts, factors))
     return steps
 
@@ -61,7 +61,7 @@ def draw_backward_pass(
     """
     now = steps[at]
     parts = _explanations(now, width)
-    most = max(len(step.parts.explanations()) for step in steps)
+    most = max(len(step.parts.explanations([*step.factors])) for step in steps)
     details = [Line(), _formula(now), *parts]
     details += [Line()] * (most - len(parts))
     last = [_multiplication(now), end if at == len(steps) - 1 else Line()]
@@ -77,13 +77,18 @@ def draw_backward_pass(
 
 
 def _formula(step: BackwardStep) -> Line:
-    return Line().add(" ").add(shorten(safe(step.block, 200), 24), colours.NAME).add(f"  {step.parts.formula()}")
+    return (
+        Line()
+        .add(" ")
+        .add(shorten(safe(step.block, 200), 24), colours.NAME)
+        .add(f"  {step.parts.formula([*step.factors])}")
+    )
 
 
 def _explanations(step: BackwardStep, width: int) -> list[Line]:
     """A row for each part: its symbol, its factor, on wide screens the product after it, and what it does."""
     lines, product = [], step.before
-    for part, symbol, meaning in step.parts.explanations():
+    for part, symbol, meaning in step.parts.explanations([*step.factors]):
         line = Line().add("  ").fit(symbol, 5, colours.BRIGHT)
         if step.factors:
             factor = step.factors.get(part)

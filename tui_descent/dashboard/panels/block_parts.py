@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tui_descent.dashboard.dialogs.activation import FORMULAS
@@ -28,6 +29,14 @@ class Explanation(NamedTuple):
     meaning: str
 
 
+OTHER_PARTS: dict[BlockPart, tuple[str, str]] = {
+    "attention": ("A′", "attention: through softmax(QKᵀ/√d)·V and its Linears"),
+    "convolution": ("K′", "from the outputs to their inputs: the transposed convolution"),
+    "out": ("W₂ᵀ", "× the transposed weights of the second Linear"),
+    "dropout": ("m", "dropout: × the mask, 0 or 1/(1 − p)"),
+}
+
+
 class BlockParts(NamedTuple):
     """What a block consists of. Names are empty, and numbers None, if they are not known.
 
@@ -44,8 +53,14 @@ class BlockParts(NamedTuple):
     blend_from: str = ""
     skip_changes: bool = False
 
-    def formula(self) -> str:
-        """∂L/∂in as a function of δ = ∂L/∂out."""
+    def formula(self, measured: Sequence[BlockPart] = ()) -> str:
+        """∂L/∂in as a function of δ = ∂L/∂out. `measured` are the parts that were measured, if they are known."""
+        if any(part in OTHER_PARTS for part in measured):
+            symbols = [one.symbol for one in self.explanations(measured) if one.part != "skip"]
+            after_skip = symbols.pop(0) if "skip" in measured and measured[0] == "norm" else ""
+            inner = f"{after_skip} δ" if after_skip else "δ"
+            through = " ".join([*reversed(symbols), inner]).replace(" s ", " s·")
+            return f"∂L/∂in = {f'g·{inner} + ' if 'skip' in measured else ''}{through}, δ = ∂L/∂out"
         has = self.norm in NORM_LINES
         inner = "s·δ" if self.skip else "δ"
         if has and self.where == "post":
@@ -60,8 +75,14 @@ class BlockParts(NamedTuple):
             through = f"N′({through})"
         return f"∂L/∂in = {'g·δ + ' if self.skip else ''}{through}, δ = ∂L/∂out"
 
-    def explanations(self) -> list[Explanation]:
-        """Each part, in the order in which the gradient goes through them."""
+    def explanations(self, measured: Sequence[BlockPart] = ()) -> list[Explanation]:
+        """Each part, in the order in which the gradient goes through them. `measured` are the parts that were measured,
+        if they are known.
+        """
+        if any(part in OTHER_PARTS for part in measured):
+            known = {one.part: one for one in self._replace(skip="skip" in measured).explanations()}
+            unknown = "N′", "the norm layer"
+            return [known.get(part) or Explanation(part, *OTHER_PARTS.get(part, unknown)) for part in measured]
         slope = FORMULAS.get(self.activation, ("", "", ""))[1]
         name = safe(self.activation, 20) or "the activation"
         name = f"{safe(self.blend_from, 20)} → {name}" if self.blend_from else f"{name}, {slope}" if slope else name
@@ -81,7 +102,7 @@ class BlockParts(NamedTuple):
         return [
             Explanation("scale", "s", f"scale of the branch beside the skip{scale}"),
             *parts,
-            Explanation("skip", "g·δ", f"the skip adds the gradient at the output{gate}"),
+            Explanation("skip", "g·δ", f"the skip adds g × the gradient at the sum{gate}"),
         ]
 
 

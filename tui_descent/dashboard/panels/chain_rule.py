@@ -25,8 +25,9 @@ from tui_descent.dashboard.text.line import Line, merge_segments
 from tui_descent.dashboard.text.numbers import scientific, short, with_commas
 from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.events import LedgerEntry, LedgerTaken
+from tui_descent.protocol.events import LedgerEntry, LedgerTaken, Noted
 from tui_descent.protocol.layer_names import in_words
+from tui_descent.telemetry.history import History
 
 # Rounding in float32 cannot explain a larger relative difference between the two computations.
 MAX_DISCREPANCY = 1e-3
@@ -47,7 +48,8 @@ class ChainRulePanel(Panel):
         f"{VANISHES_BELOW:g} … {EXPLODES_ABOVE:.0f}. Product: all factors from the output down to this block, "
         "multiplied. Measured once a second. enter steps through the backward pass of the newest reading, from the "
         "output down: each block's factor with its formula and the factors of its parts, and the product so far as a "
-        "bar on a logarithmic scale. For this, the trainer runs the last batch once more."
+        "bar on a logarithmic scale. For this, the trainer runs the last batch once more. Attention "
+        "and convolutions have no formula here: their factors are those of autograd, measured when enter is pressed."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -59,7 +61,8 @@ class ChainRulePanel(Panel):
         self._frozen: LedgerTaken | None = None
         self._steps: list[BackwardStep] = []
         self._at = 0
-        self._measured: LedgerTaken | None = None  # the newest backward pass that was measured with parts
+        self._measured: LedgerTaken | None = None  # the newest backward pass before these steps
+        self._awaits = False  # whether the steps go on with the next one
 
     @property
     def stepping(self) -> bool:
@@ -71,10 +74,11 @@ class ChainRulePanel(Panel):
 
         Returns False if there is no reading to step through.
         """
-        ledger, self._measured = view.history.ledger, view.history.backward_pass
         if self._frozen is None:
-            if ledger is None or not ledger.entries:
+            ledger, self._measured = _newest(view.history), view.history.backward_pass
+            if ledger is None:
                 return False
+            self._awaits = True
             self._frozen, self._steps, self._at = ledger, backward_steps(ledger, view.history), 0
             self.invalidate()
         elif self._at == len(self._steps) - 1:
@@ -84,17 +88,21 @@ class ChainRulePanel(Panel):
         return True
 
     def show(self, view: View) -> bool:
-        """While stepping, go on with the backward pass that was measured for it, as soon as it has arrived."""
+        """Go on with the backward pass that was measured for these steps, as soon as it has arrived."""
         measured = view.history.backward_pass
-        if self._frozen is not None and measured is not None and measured is not self._measured:
-            self._measured = self._frozen = measured
+        if self._awaits and measured is not None and measured is not self._measured:
+            self._frozen, self._awaits = measured, False
             self._steps = backward_steps(measured, view.history)
             self._at = min(self._at, len(self._steps) - 1)
         return super().show(view)
 
+    def await_steps(self, view: View) -> None:
+        """Start with the next backward pass that is measured."""
+        self._awaits, self._measured = True, view.history.backward_pass
+
     def leave_steps(self) -> None:
         """Show the newest reading again."""
-        self._frozen, self._steps = None, []
+        self._frozen, self._steps, self._awaits = None, [], False
         self.invalidate()
 
     def scroll_by(self, rows: int) -> None:
@@ -112,27 +120,30 @@ class ChainRulePanel(Panel):
             title += f"block {self._at + 1} of {count}[/dim]"
             next_ = "next block" if self._at < count - 1 else "ends"
             return title, f"{_key('enter')} {next_} · [bold $primary]↑ ↓[/] move · {_key('escape')} leaves"
-        ledger = view.history.ledger
-        at = f" at step {with_commas(ledger.step)}" if ledger is not None and ledger.entries else ""
+        ledger = _newest(view.history)
+        at = f" at step {with_commas(ledger.step)}" if ledger is not None else ""
         first, last, count = self._shown
         position = f"blocks {first}-{last} of {count}, counted from the output  [bold $primary]↑ ↓[/] · "
         title = f"Chain rule  [dim]‖∂L/∂in‖ / ‖∂L/∂out‖ of each block{at}[/dim]"
-        return title, f"{position if last - first + 1 < count else ''}{_key('enter')} step by step" if count else ""
+        if not count and not _measures_on_request(view):
+            return title, ""
+        return title, f"{position if last - first + 1 < count else ''}{_key('enter')} step by step"
 
     def depends_on(self, view: View) -> object:
         """The newest chain-rule reading."""
-        ledger = view.history.ledger
+        ledger = _newest(view.history)
         place = (ledger.segment, ledger.step) if ledger is not None else None
         if self._frozen is not None:
             return self._frozen, self._at
-        return view.history, place, view.connected, view.history.state.state
+        history = view.history
+        return history, place, history.ledger is None, view.connected, history.state.state, can_measure(view)
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         if self._frozen is not None:
             downward = self._frozen.entries[::-1]
             return draw_backward_pass(self._steps, self._at, _flags(downward), conclusion(downward), width, height)
-        ledger = view.history.ledger
-        if ledger is None or not ledger.entries:
+        ledger = _newest(view.history)
+        if ledger is None:
             self._shown = (0, 0, 0)
             return _nothing_to_show(view, width, height)
         downward = ledger.entries[::-1]
@@ -148,6 +159,26 @@ class ChainRulePanel(Panel):
         lines = [layout.head(), *(layout.row(e, flags.get(e.block, "")) for e in shown)]
         lines += [Line()] * (room - len(shown))
         return [line.to_strip(width) for line in [*lines, conclusion(downward)]]
+
+
+def _newest(history: History) -> LedgerTaken | None:
+    """The newest reading with blocks. Where the usual readings have none, as with attention, it is the one that was
+    measured to step through it.
+    """
+    ledger = history.ledger
+    return ledger if ledger is not None and ledger.entries else history.backward_pass
+
+
+def can_measure(view: View) -> bool:
+    """Whether the trainer can measure a backward pass: in a scenario run of a net with blocks."""
+    history = view.history
+    is_scenario = history.started is not None and history.started.scenario is not None
+    return history.live and view.connected and is_scenario and "residual" not in history.unavailable
+
+
+def _measures_on_request(view: View) -> bool:
+    """Whether the trainer can measure a backward pass, but the usual readings have no blocks, as with attention."""
+    return can_measure(view) and view.history.ledger is not None and not view.history.ledger.entries
 
 
 def _key(name: str) -> str:
@@ -259,9 +290,17 @@ class RowLayout:
 
 def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
     blockless = "residual" in view.history.unavailable
+    if view.history.ledger is None and (reason := _not_measured(view)):
+        words = [("the chain rule cannot be measured in this run", colours.TEXT), (reason, colours.DIM)]
+        return notice([*words, ("views 1 and 2 show the gradients of all layers", colours.DIM)], width, height)
+    if _measures_on_request(view):
+        return notice([("press enter to measure a backward pass, block by block", colours.TEXT)], width, height)
     if view.history.ledger is None and not blockless:
         return waiting_notice(view, width, height, "chain-rule reading")
     surface = blockless and view.history.started is not None and view.history.started.scenario is not None
+    started = view.history.started
+    if not blockless and started is not None and started.scenario is not None:
+        return notice([("enter was not pressed here during the run", colours.DIM)], width, height)
     lines = [
         ("not available for this run", colours.TEXT),
         ("this view needs built-in blocks: Linear, activation, norm layer, skip", colours.DIM),
@@ -273,3 +312,13 @@ def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
         ),
     ]
     return notice(lines, width, height)
+
+
+def _not_measured(view: View) -> str:
+    """Why there will be no chain-rule reading, from the run's notes; empty if there may be one."""
+    notes = (fact.text for fact in view.history.log if isinstance(fact, Noted))
+    note = next(
+        (text for text in notes if text.startswith(("not measured: ", "switched off: ")) and "the chain-rule" in text),
+        "",
+    )
+    return safe(note.rpartition(", because ")[2])

@@ -14,6 +14,7 @@ from tui_descent.scenario.metrics import first_to_last_grad
 from tui_descent.telemetry.diagnosis import MIN_STEPS, verdict, without_advice
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.last_verdict import last_turn
+from tui_descent.telemetry.race_history import first_to_reach
 
 QUIT = " · q: quit"
 # The states before the first step. They take seconds in which the trainer has nothing to report.
@@ -50,6 +51,9 @@ def diagnosis_line(view: View) -> Words:
         keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"
         text = _cause_first(history, reason) or f"at step {with_commas(history.steps)}"
         return "held", style, f"{text}{keys}", colours.TEXT
+    if history.lanes and state in ("waiting", "running"):
+        word, keys = ("race over", f" · R: again{QUIT}") if state == "waiting" else ("race", "")
+        return word, style, f"{race_words(history)}{keys}", colours.TEXT
     if state == "waiting":
         more = history.started.steps if history.started is not None else None
         resume = f"{with_commas(more)} more steps" if more else "more steps"
@@ -59,13 +63,8 @@ def diagnosis_line(view: View) -> Words:
         return "paused", style, text, colours.TEXT
     so_far, so_far_style = (f"silent for {silent_s} s", colours.TEXT) if silent_s else ("", colours.DIM)
     if state == "importing torch":
-        usual = "takes a few seconds"
-        return (
-            "importing torch…",
-            colours.DIM,
-            f"{so_far}; importing usually {usual}" if so_far else usual,
-            so_far_style,
-        )
+        usual = f"{so_far}; importing usually takes a few seconds" if so_far else "takes a few seconds"
+        return "importing torch…", colours.DIM, usual, so_far_style
     if state == "building":
         return "building the network…", colours.DIM, so_far, so_far_style
     if state == "testing":
@@ -76,6 +75,9 @@ def diagnosis_line(view: View) -> Words:
         return "not shown", colours.ORANGE, reason, colours.TEXT
     found = history.diagnosis
     if found is None:
+        steps = history.started.steps if history.started is not None else None
+        if steps is not None and max(steps, history.steps) < MIN_STEPS:
+            return "no diagnosis", colours.DIM, f"it needs {MIN_STEPS} steps; this run has {steps}", colours.DIM
         measured = _measured(view) if history.steps else ""
         return "still measuring" if measured else "", colours.DIM, measured, colours.DIM
     if outdated := _outdated_by(view, found):
@@ -83,6 +85,18 @@ def diagnosis_line(view: View) -> Words:
     dropped = found.advice and found.advice[0].knob == "resume"  # the run goes on: its bad batch has been dropped
     sentence = without_advice(found) if dropped else found.sentence
     return safe(verdict(found), 40), colours.diagnosis_style(found.finding), safe(sentence), colours.TEXT
+
+
+def race_words(history: History) -> str:
+    """Which lane of a race reached the target with the fewest steps."""
+    target = history.started.target if history.started is not None else None
+    first = first_to_reach(history.lanes)
+    if target is None or history.started is None:
+        return f"{len(history.lanes)} optimizers from the same start"
+    if first is None:
+        return f"no lane has reached loss {target:.4g} yet"
+    name, steps = safe(history.started.lanes[first].name), history.lanes[first].reached or 0
+    return f"{name} was the first at loss {target:.4g}, after {with_commas(steps)} steps"
 
 
 def _cause_first(history: History, reason: str) -> str:

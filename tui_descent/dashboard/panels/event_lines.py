@@ -68,6 +68,8 @@ def event_lines(log: list[LogEntry], *, with_segment: bool, all_events: bool = T
             lines.append(EventLine(label, text, style, len(evaluated)))
             continue
         evaluated = []
+        if isinstance(fact, Diagnosed) and fact.finding == "non-finite" and cause:
+            continue  # the line above says it
         if isinstance(fact, NotFinite):
             cause = fact.text
         elif isinstance(fact, StateChanged) and cause and fact.reason.startswith(cause):

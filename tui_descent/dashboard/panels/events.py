@@ -10,6 +10,7 @@ from textual.strip import Strip
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.panels.event_lines import event_lines
 from tui_descent.dashboard.panels.panel import Panel, notice
+from tui_descent.dashboard.text.clickable import key_word
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import with_commas
 from tui_descent.dashboard.text.safe_text import safe
@@ -41,7 +42,7 @@ class EventsPanel(Panel):
     def heading(self, view: View) -> tuple[str, str]:
         where = "segment·step" if view.history.segment else "step"
         shown = "all" if view.all_events else "changes, findings, errors"
-        return f"Events  [dim]{where}  what[/dim]  {shown} [bold $primary]E[/]", "newest at the bottom"
+        return f"Events  [dim]{where}  what[/dim]  {key_word(shown, 'E')}", "newest at the bottom"
 
     def depends_on(self, view: View) -> object:
         """The log, which grows much less often than the run makes steps."""

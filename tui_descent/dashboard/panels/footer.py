@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.cells import cell_len, set_cell_size
 from textual.events import Click
-from textual.message import Message
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
@@ -12,9 +13,11 @@ from tui_descent.dashboard.panels.answer_line import answer_line, is_answer
 from tui_descent.dashboard.panels.diagnosis_line import diagnosis_line
 from tui_descent.dashboard.panels.knob_line import knob_line
 from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.text.clickable import PRESS
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.safe_text import safe
-from tui_descent.dashboard.view import View
+from tui_descent.dashboard.view import VIEWS, View
+from tui_descent.scenario.keys import BINDING_OF, VIEW_KEYS
 from tui_descent.telemetry.last_verdict import verdict_of_ended
 
 # Advice on what to do begins with one of these. It is kept when a sentence has to be cut.
@@ -29,6 +32,7 @@ ADVICE = (
     ". space tries",
     " · q: ",
 )
+MAYBE = "maybe "  # shown as a question mark where there is no room for the word
 # A sentence is left out if fewer than this many cells of it would be shown.
 MIN_CELLS = 12
 # A sentence is cut before a clause if the rest still uses this share of its room, else before a word.
@@ -38,27 +42,44 @@ CLAUSES_SHARE = 0.4
 class FooterPanel(Panel, can_focus=False):
     """Three rows, always visible."""
 
-    class EntryClicked(Message):
-        """An entry of the knob line was clicked. `shown` are its keys as the line shows them."""
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._described = ""  # the key below the mouse; empty after a click, so that its answer is seen
 
-        def __init__(self, shown: str) -> None:
-            super().__init__()
-            self.shown = shown
+    def hover(self, what: dict[str, Any]) -> None:
+        """Say what a click would do."""
+        if what != self._hovered:
+            self._describe(what.get(PRESS, ""))
+        super().hover(what)
 
     def on_click(self, event: Click) -> None:
-        """Act as the key of the clicked entry."""
-        if (shown := event.style.meta.get("entry")) is not None:
-            event.stop()
-            self.post_message(self.EntryClicked(shown))
+        """Make room for the answer. Textual also calls the base class' handler, which acts as the key."""
+        self._describe("")
+
+    @property
+    def _has_tabs(self) -> bool:
+        """Whether the tabs have a row of their own."""
+        return self.is_attached and self.screen.has_class("-tall")
+
+    def _describe(self, key: str) -> None:
+        if key != self._described:
+            self._described = key
+            self.invalidate()
+            self.post_message(self.RedrawNeeded())
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         word, style, text, text_style = diagnosis_line(view)
+        if word.startswith(MAYBE) and cell_len(f" {word}  {text}") > width:
+            word = f"{word.removeprefix(MAYBE)}?"
         first, second = Line().add(" ").add(word, style), answer_line(view, width)
-        if view.history.ended is not None and not is_answer(view):
+        over = view.history.ended is not None or view.history.state.state == "stopping"
+        if over and not is_answer(view):
             found, sentence = verdict_of_ended(view.history)
             if found:
                 second = Line().add(" ").add(safe(found), colours.diagnosis_style(found))
                 second.add(f"  {safe(sentence)}")
+        if self._described:
+            second = _description(self._described)
         if text:
             first.add("  " if word else "")
             room = width - first.width
@@ -70,7 +91,16 @@ class FooterPanel(Panel, can_focus=False):
                     second = Line().add(" ").add(advice.lstrip(" ;·."))
                     text = sentence if cell_len(sentence) <= room else f"{_whole_words(sentence, room - 1)}…"
             first.add(_keep_advice(text, room), text_style)
-        return [line.to_strip(width) for line in (first, second, knob_line(view, width))]
+        return [line.to_strip(width) for line in (first, second, knob_line(view, width, tabs=self._has_tabs))]
+
+
+def _description(key: str) -> Line:
+    """What a key does, for the row of answers."""
+    binding = BINDING_OF[key]
+    shown, what = binding.shown, binding.description
+    if shown == VIEW_KEYS:
+        shown, what = key, f"view: {list(VIEWS.values())[binding.keys.index(key)]}"
+    return Line().add(" ").add(shown, colours.KEY).add(f"  {what}", colours.DIM)
 
 
 def _parts(text: str) -> tuple[str, str]:

@@ -12,6 +12,8 @@ from tui_descent.dashboard.text.numbers import power_of_ten
 from tui_descent.dashboard.view import View
 from tui_descent.telemetry.gradient_history import LOG_FLOOR
 
+ONE_LAYER = "[@click=app.press('enter')][bold $primary]enter[/] one layer[/]"
+
 
 class GradientsPanel(LayerBarsPanel):
     """The L2 norm of each layer's weight gradient in the newest reading."""
@@ -30,9 +32,12 @@ class GradientsPanel(LayerBarsPanel):
         self._scale = LogScale(-6, 1)
 
     def heading(self, view: View) -> tuple[str, str]:
+        title, clipping = f"‖∂L/∂W‖ {reading_time(view)}", _clipping(view)
+        if len(f" Gradient  {title}{clipping} ") > self.content_size.width - 2:
+            clipping = ""  # the border would cut its numbers
         return (
-            f"Gradient  [dim]‖∂L/∂W‖ {reading_time(view)}[/dim]{_clipping(view)}",
-            f"{power_of_ten(self._scale.low)} … {power_of_ten(self._scale.high)}  [bold $primary]enter[/] one layer",
+            f"Gradient  [dim]{title}[/dim]{clipping}",
+            f"{power_of_ten(self._scale.low)} … {power_of_ten(self._scale.high)}  {ONE_LAYER}",
         )
 
     def fit_scale(self, view: View, values: list[float | None]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 from rich.segment import Segment
 from rich.style import Style
+from textual.events import Click, MouseMove
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
@@ -40,6 +42,7 @@ class HeatmapPanel(Panel):
         self._scale = LogScale(-6, 0)
         self._levels: dict[tuple[object, ...], Levels] = {}
         self._has_dimmed = False
+        self._layers: list[int] = []  # by row: the layer that a click selects
 
     def depends_on(self, view: View) -> object:
         """The newest reading, the layers and the time axis; not every step."""
@@ -65,6 +68,7 @@ class HeatmapPanel(Panel):
         readings = view.history.readings
         idle = readings is not None and readings.segment == view.history.segment  # read, but no layer has a gradient
         if not view.layers or not (grads or idle):
+            self._layers = []
             return waiting_notice(view, width, height, "reading")
         left = gutter(view, width)
         time_axis = TimeAxis.of(view.history, width - left, recent=view.recent)
@@ -76,14 +80,26 @@ class HeatmapPanel(Panel):
         self._has_dimmed = bool(dimmed)
         marked = {column for column, _ in marks(view, time_axis)}
         names = row_names(view, height, left - 2)
+        labels = layer_labels(view.layers, left - 2)
+        self._layers = [
+            labels.index(name) if name else _middle_layer(view, y, height) for y, (name, _) in enumerate(names)
+        ]
         rows = []
         for y in range(height):
             name, chosen = names[y]
             line = Line().add("▸" if chosen else " ", colours.NAME)
-            line.fit(f"{name:>{left - 2}} ", left - 1, colours.BRIGHT if chosen else colours.DIM)
+            click = Style.from_meta({"layer": self._layers[y]})
+            line.fit(f"{name:>{left - 2}} ", left - 1, (colours.BRIGHT if chosen else colours.DIM) + click)
             word = _word_cells(idle_word(view, layers_of_row(y, height, len(view.layers))), picture, y)
             rows.append(line.extend(_row(picture, y, marked, dimmed, word)).to_strip(width))
         return rows
+
+    def clickable_at(self, event: Click | MouseMove) -> dict[str, Any]:
+        """The layer of a row; in the border, what the words there do."""
+        place = event.get_content_offset(self)
+        if place is None or place.y >= len(self._layers):
+            return super().clickable_at(event)
+        return {"layer": self._layers[place.y]}
 
     def _picture(self, bins: Bins, time_axis: TimeAxis, half_rows: int) -> tuple[list[Levels], set[int]]:
         """Palette levels by column, and the columns to dim.
@@ -139,6 +155,12 @@ def layers_of_row(y: int, height: int, count: int) -> range:
     first = 2 * y * count // (2 * height)
     last = max(first + 1, -(-(2 * y + 2) * count // (2 * height)))
     return range(max(0, count - last), count - first)
+
+
+def _middle_layer(view: View, y: int, height: int) -> int:
+    """The layer in the middle of a row."""
+    count = len(view.layers)
+    return count - 1 - min((2 * y + 1) * count // (2 * height), count - 1)
 
 
 def row_names(view: View, height: int, width: int) -> list[tuple[str, bool]]:

@@ -12,11 +12,13 @@ from rich.style import Style
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import STOPPED_STATES
+from tui_descent.dashboard.panels.tabs import compact_tabs
+from tui_descent.dashboard.text.clickable import presses
 from tui_descent.dashboard.text.layer_names import block_of
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
-from tui_descent.scenario.keys import KEYS, FooterEntry
+from tui_descent.scenario.keys import KEYS, VIEW_KEYS, FooterEntry
 from tui_descent.scenario.knobs import shown_value
 from tui_descent.scenario.optimizers import OWN_RATE, all_rates_text
 
@@ -30,14 +32,19 @@ ENTRIES: dict[str, tuple[FooterEntry, str | None]] = {
 }
 
 
-def knob_line(view: View, width: int) -> Line:
-    """Add entries with short words, by rank, until the line is full; then use long words where there is room."""
+def knob_line(view: View, width: int, *, tabs: bool = False) -> Line:
+    """Add entries with short words, by rank, until the line is full; then use long words where there is room.
+
+    With `tabs`, the views have a row of their own and are not repeated here.
+    """
     over, started = not (view.history.live and view.connected), view.history.started
     is_user_loop = started is not None and started.scenario is None
     keys = [
         key
         for key, (entry, _) in ENTRIES.items()
-        if not (over and entry.live_only) and not (is_user_loop and entry.scenario_only)
+        if not (over and entry.live_only)
+        and not (is_user_loop and entry.scenario_only)
+        and not (tabs and key == VIEW_KEYS)
     ]
     stopped = view.history.state.state in STOPPED_STATES
 
@@ -56,9 +63,8 @@ def knob_line(view: View, width: int) -> Line:
     for key in keys:
         if key in shown:
             line.add("  " if line.width > 1 else "")
-            click = Style.from_meta({"entry": key})
             for text, style in shown[key]:
-                line.add(text, style + click)
+                line.add(text, style)
     return line
 
 
@@ -93,12 +99,19 @@ def _selection(view: View) -> str:
 
 def _parts(view: View, key: str, *, full: bool, over: bool) -> Parts:
     """Key, word and value: `r residual off`. A knob that is not available has a dash as its value."""
+    if key == VIEW_KEYS:
+        return compact_tabs(view)
     history, (entry, knob) = view.history, ENTRIES[key]
     word = entry.word if full else entry.short
     if key == "space" and history.state.state in STOPPED_STATES:
         word = "resume"
     inactive = knob is not None and (over or knob in history.unavailable)
-    parts = [(key, colours.FAINT if inactive else colours.KEY), (f" {word}" if word else "", colours.DIM)]
+    first, *others = key.split(" ")  # one entry may stand for two keys
+    click, look = presses(_name_of(first)), colours.FAINT if inactive else colours.KEY
+    parts = [(first, look + click)]
+    for other in others:
+        parts += [(" ", look), (other, look + presses(_name_of(other)))]
+    parts.append((f" {word}" if word else "", colours.DIM + click))
     if knob is not None:
         value = "–" if knob in history.unavailable else history.knobs.get(knob, "…")
         value = shown_value(knob, value)
@@ -108,8 +121,13 @@ def _parts(view: View, key: str, *, full: bool, over: bool) -> Parts:
             text = safe(all_rates_text(rates), RATES_WIDTH) if full else _short_rates(rates)
         if knob == "lr" and history.unavailable.get(knob, "").endswith(OWN_RATE):
             text = "its own"
-        parts.append((f" {text}", colours.FAINT if inactive else colours.BRIGHT))
+        parts.append((f" {text}", (colours.FAINT if inactive else colours.BRIGHT) + click))
     return parts
+
+
+def _name_of(shown: str) -> str:
+    """Textual's name of a key."""
+    return next(binding.keys[0] for binding in KEYS if binding.shown == shown)
 
 
 def _short_rates(rates: Mapping[str, Sequence[float]]) -> str:

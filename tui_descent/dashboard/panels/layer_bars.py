@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.style import Style
-from textual.events import Click
-from textual.message import Message
+from textual.events import Click, MouseMove
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
@@ -30,12 +29,9 @@ class LayerBarsPanel(Panel):
     min_interval_s = SLOW_S
     metric: ClassVar[str] = ""
 
-    class LayerClicked(Message):
-        """A layer's name was clicked."""
-
-        def __init__(self, layer: int) -> None:
-            super().__init__()
-            self.layer = layer
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._layers: list[int] = []  # by row
 
     def depends_on(self, view: View) -> object:
         """The newest reading."""
@@ -45,17 +41,20 @@ class LayerBarsPanel(Panel):
         """One row per layer, as many as fit."""
         readings = view.history.readings
         if readings is None or not view.layers:
+            self._layers = []
             return waiting_notice(view, width, height, "reading")
         values = readings.values.get(self.metric, [])
         values = [*values, *[None] * (len(view.layers) - len(values))]
         self.fit_scale(view, values)
-        return [self.bar(view, layer, values[layer], width).to_strip(width) for layer in rows_of(view, height)]
+        self._layers = rows_of(view, height)
+        return [self.bar(view, layer, values[layer], width).to_strip(width) for layer in self._layers]
 
-    def on_click(self, event: Click) -> None:
-        """Select the layer whose name was clicked; a second click opens its readings."""
-        if (layer := event.style.meta.get("layer")) is not None:
-            event.stop()
-            self.post_message(self.LayerClicked(layer))
+    def clickable_at(self, event: Click | MouseMove) -> dict[str, Any]:
+        """The layer of a row; in the border, what the words there do."""
+        place = event.get_content_offset(self)
+        if place is None or place.y >= len(self._layers):
+            return super().clickable_at(event)
+        return {"layer": self._layers[place.y]}
 
     def fit_scale(self, view: View, values: list[float | None]) -> None:
         """Adapt the scale to all values. Called before the bars are drawn."""

@@ -36,24 +36,26 @@ def limit_of(view: View) -> float:
 class LensPanel(Panel):
     """f and f′ over z, and below them on the same axis how often each z occurs."""
 
+    lines = lens.CURVE_F, lens.CURVE_SLOPE
     min_interval_s = 0.1
     help_text = (
         "The activation of the selected layer, or of the first one that has an activation: the function f and its "
-        "derivative f′ over the pre-activation z. Below: how often each z occurs, for the probe batch or, in your own "
-        "loop, for a training batch. A bar is bright where f′ is large and dark where it is small: the gradient of a "
-        "dark bar's values hardly passes. 'Flat' is the share of values whose f′ is below a tenth of the largest f′ "
-        "on this axis. The trainer counts at most five times a second while this view is open."
+        "derivative f′ over the pre-activation z. Below: how often each z occurs, for the first training samples or, "
+        "in your own loop, for a training batch. A bar is bright where f′ is large and dark where it is small: the "
+        "gradient of a dark bar's values hardly passes. 'Flat' is the share of values whose f′ is below a tenth of the "
+        "largest f′ on this axis. The trainer counts at most five times a second, while this view or the dialog of the "
+        "key a is open."
     )
 
     def heading(self, view: View) -> tuple[str, str]:
-        f, slope = lens.legend()
+        f, slope = lens.legend(view.hidden)
         return f"Activation lens {f} {slope}", "dark bars: f′ ≈ 0  ↑ ↓ layer"
 
     def depends_on(self, view: View) -> object:
         """The newest counts of the selected layer."""
         history, asked = view.history, asked_layer(view)
         state = history, history.started, history.state, view.connected, history.live
-        return *state, asked, history.lens.get(asked), view.nudge
+        return *state, asked, history.lens.get(asked), view.nudge, view.hidden
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         taken = view.history.lens.get(asked_layer(view))
@@ -63,13 +65,14 @@ class LensPanel(Panel):
         if taken.histogram is None and not function.known:
             hint = "select another layer with ↑ ↓" if taken.asked else ""
             return notice([(safe(taken.reason), colours.TEXT), (hint, colours.DIM)], width, height)
-        rows = lens.draw(taken, function, _inside(view), width, height - 1)
+        rows = lens.draw(taken, function, _inside(view), width, height - 1, view.hidden)
         return [_numbers(taken, function, width), *rows]
 
 
 class NudgePanel(Panel):
     """A difference quotient of f beside its derivative."""
 
+    lines = lens.LINE_SECANT, lens.LINE_TANGENT
     min_interval_s = 0.1
     help_text = (
         "The nudge: move x by h and see by how much f changes. The quotient (f(x+h) − f(x))/h is the slope of the "
@@ -79,16 +82,14 @@ class NudgePanel(Panel):
     )
 
     def heading(self, view: View) -> tuple[str, str]:
-        secant, tangent = lens.nudge_legend()
-        heading = f"Nudge {secant} {tangent}"
-        if self.content_size.width < lens.WIDE_NUDGE:
-            heading = heading.removeprefix("Nudge ").replace("━ ", "")
-        return heading, "← → x  ( ) h"
+        narrow = self.content_size.width < lens.WIDE_NUDGE
+        secant, tangent = lens.nudge_legend(view.hidden, short=narrow)
+        return f"{'' if narrow else 'Nudge '}{secant} {tangent}", "← → x  ( ) h"
 
     def depends_on(self, view: View) -> object:
         """The activation, x and h."""
         taken = view.history.lens.get(asked_layer(view))
-        return view.history, None if taken is None else taken.parts, _inside(view)
+        return view.history, None if taken is None else taken.parts, _inside(view), view.hidden
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         taken = view.history.lens.get(asked_layer(view))
@@ -96,7 +97,7 @@ class NudgePanel(Panel):
         if not function.known:
             known = f"no formula for {taken.kind}" if taken is not None and taken.kind.isidentifier() else ""
             return notice([(known, colours.DIM)], width, height)
-        return lens.draw_nudge(function, _inside(view), width, height)
+        return lens.draw_nudge(function, _inside(view), width, height, view.hidden)
 
 
 def _inside(view: View) -> Nudge:
@@ -122,7 +123,8 @@ def _numbers(taken: LensTaken, function: ActivationFunction, width: int) -> Stri
     if histogram.not_finite:
         notes.insert(0, (f"{with_commas(histogram.not_finite)} NaN or inf", colours.ORANGE))
     if outside:
-        notes.append((f"{100 * outside / counted:.2g} % outside", colours.DIM))
+        share = 100 * outside / counted
+        notes.append((f"{share:{'.0f' if share >= 10 else '.2g'}} % outside", colours.DIM))
     notes.append((plural(histogram.values, "value"), colours.DIM))
     for text, style in notes:
         if line.width + 2 + len(text) <= width:

@@ -18,22 +18,26 @@ from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, BinCache, TimeA
 from tui_descent.dashboard.charts.time_labels import time_row
 from tui_descent.dashboard.charts.time_plot import scale_words
 from tui_descent.dashboard.panels.panel import Panel, waiting_notice
+from tui_descent.dashboard.text.clickable import key_word, legend_entry
 from tui_descent.dashboard.text.numbers import short
 from tui_descent.dashboard.view import View
 
 # Held-out points must not cover the curve: at most one point in POINT_EVERY columns, at least POINT_DISTANCE columns
 # from the next.
 POINT_EVERY, POINT_DISTANCE = 5, 3
+RAW, SMOOTHED, HELD_OUT = "raw", "smooth", "held-out"
 
 
 class LossPanel(Panel):
     """The training loss of every update."""
 
+    lines = RAW, SMOOTHED, HELD_OUT
     help_text = (
         "Training loss of every update. Dark band: from the lowest to the highest loss of the steps in a column. "
         "Bright: smoothed loss, a moving average over about 20 steps; if five losses in a row are far from it, it "
         "restarts at their level. The number at its end is the smoothed loss now. ○ loss on held-out data. "
-        "┊ an intervention. Faint: undone steps (g hides them). Unit: nats for cross-entropy."
+        "┊ an intervention. Faint: undone steps (g hides them). A click on the legend hides a line, v shows one alone. "
+        "Unit: nats for cross-entropy."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -44,32 +48,41 @@ class LossPanel(Panel):
 
     def heading(self, view: View) -> tuple[str, str]:
         span = f"last {RECENT_STEPS}+ steps" if view.recent else "whole run"
-        return (
-            f"Loss  {scale_words(view, self._axis)}  [@click=app.press('t')][dim]{span}[/dim] [bold $primary]t[/][/]",
-            f"{colours.band_sample()} raw  [$primary]━[/] smooth{'  ○ held-out' if view.history.evaluations else ''}",
-        )
+        legend = [
+            legend_entry(view.hidden, RAW, f"{colours.band_sample()} "),
+            legend_entry(view.hidden, SMOOTHED, "[$primary]━[/] "),
+        ]
+        if view.history.evaluations:
+            legend.append(legend_entry(view.hidden, HELD_OUT, "○ "))
+        if view.history.ghosts:
+            undone = "undone" if view.ghosts else "· [strike]undone[/]"
+            legend.append(key_word(undone, "g"))
+        return f"Loss  {scale_words(view, self._axis)}  {key_word(span, 't')}", "  ".join(legend)
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         pyramid = view.history.losses.get(view.history.segment)
-        if not pyramid:
+        if not pyramid and not (view.ghosts and view.history.ghosts):  # after an undo to step 0 there are only ghosts
             return waiting_notice(view, width, height, "step", state=True)
         left = gutter(view, width)
         time_axis = TimeAxis.of(view.history, width - left, recent=view.recent)
         rows = height - 1
-        bins = self._columns.read(pyramid, time_axis.steps_per_dot, time_axis.first_step, time_axis.last_step)
+        bins: list[tuple[int, list[float]]] = []
+        if pyramid:
+            bins = self._columns.read(pyramid, time_axis.steps_per_dot, time_axis.first_step, time_axis.last_step)
         points = _held_out(view, time_axis)
         axis = self._axis = _axis(bins, points, view, time_axis)
         numbers = axis.labels(rows, width=left - 1)
         raster = Raster(time_axis.columns, rows, paper=colours.PAPER, shaded=colours.palette().shaded)
         draw_ghosts(raster, view, time_axis, axis)
-        draw_curve(raster, bins, time_axis, axis)
+        draw_curve(raster, bins, time_axis, axis, band=RAW not in view.hidden, line=SMOOTHED not in view.hidden)
         draw_marks(raster, view, time_axis)
-        for column, value in points:
+        for column, value in points if HELD_OUT not in view.hidden else ():
             if not math.isnan(axis.position(value)):
                 raster.write(column, axis.row(value, rows), "○", colours.POINT)
         if view.ghosts:
             label_ghosts(raster, view.history, time_axis)
-        _write_newest(raster, view, time_axis, axis)
+        if SMOOTHED not in view.hidden:
+            _write_newest(raster, view, time_axis, axis)
         _draw_grid(raster, numbers)
         return [*self._rows_of(raster, numbers, left, width), time_row(view, time_axis, left, width)]
 
@@ -137,6 +150,7 @@ def _axis(
 ) -> Axis:
     found = [v for _, b in bins for v in (b[MIN], b[MAX], b[SMOOTH]) if math.isfinite(v)]
     found += [v for _, v in points]
-    if found and view.history.ghosts:
-        found += axis_values(view, time_axis, min(found), max(found))
+    if view.history.ghosts:
+        low, high = (min(found), max(found)) if found else (-math.inf, math.inf)
+        found += axis_values(view, time_axis, low, high)
     return axis_over(found, log=view.log)

@@ -11,6 +11,7 @@ from tui_descent.dashboard.charts.axis import Axis, axis_over
 from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, TimeAxis, gutter
 from tui_descent.dashboard.charts.time_plot import Points, Series, time_plot
 from tui_descent.dashboard.panels.panel import Panel, notice
+from tui_descent.dashboard.text.clickable import key_word
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import short, with_commas
 from tui_descent.dashboard.text.safe_text import safe
@@ -46,7 +47,7 @@ class MetricsPanel(Panel):
 
     def heading(self, view: View) -> tuple[str, str]:
         span = f"last {RECENT_STEPS}+ steps" if view.recent else "whole run"
-        return f"Metrics  [@click=app.press('t')][dim]{span}[/dim] [bold $primary]t[/][/]", self._hidden
+        return f"Metrics  {key_word(span, 't')}", self._hidden
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         history = view.history.metrics.get(view.history.segment)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import textwrap
 from time import monotonic
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from rich.segment import Segment
 from rich.style import Style
+from textual.events import Click, MouseMove
 from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 from tui_descent.dashboard import colours
+from tui_descent.dashboard.text.clickable import PRESS
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
@@ -21,12 +24,15 @@ from tui_descent.dashboard.view import View
 # ones, because an update of several panels takes Textual hardly longer than that of one.
 FAST_S, SLOW_S = 0.17, 0.37
 NOTHING = Strip([])
+UNDERLINED = Style(underline=True)
 
 
 class Panel(Widget, can_focus=True):
     """Draws a `View` as rows. Drawing happens only in `show`, which the frame timer calls."""
 
     help_text: ClassVar[str] = ""
+    # The lines of the panel's chart that can be hidden.
+    lines: ClassVar[tuple[str, ...]] = ()
     # The least time between two redraws. A key, its answer, a new state or a new size redraws at once.
     min_interval_s: ClassVar[float] = FAST_S
 
@@ -37,8 +43,23 @@ class Panel(Widget, can_focus=True):
             """Messages of this kind that are still waiting may be merged into one."""
             return isinstance(message, Panel.RedrawNeeded)
 
+    class KeyClicked(Message):
+        """Something was clicked that acts as a key. `key` is Textual's name of it."""
+
+        def __init__(self, key: str) -> None:
+            super().__init__()
+            self.key = key
+
+    class LayerClicked(Message):
+        """A layer was clicked."""
+
+        def __init__(self, layer: int) -> None:
+            super().__init__()
+            self.layer = layer
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self._hovered: dict[str, Any] = {}  # what is below the mouse, if a click on it does something
         self._contents: list[Strip] = []  # what was drawn last
         self._base = Style()
         self._rows: list[Strip] = []  # the same on the panel's background
@@ -69,8 +90,8 @@ class Panel(Widget, can_focus=True):
         wanted = (self.depends_on(view), width, height)
         if wanted == self._drawn:
             return True
-        keys = (view.selected, view.recent, view.log, view.ghosts, view.all_events, view.exchange, view.nudge)
-        settings = (*keys, view.connected, view.history.state.state, width, height)
+        look = (view.recent, view.log, view.ghosts, view.all_events, view.nudge, view.hidden, view.shown)
+        settings = (*look, view.selected, view.exchange, view.connected, view.history.state.state, width, height)
         if (
             self._drawn is not None
             and settings == self._settings
@@ -104,6 +125,37 @@ class Panel(Widget, can_focus=True):
         if changed:
             self.refresh(*[Region(0, y, width, 1) for y in changed])
 
+    # The mouse.
+
+    def clickable_at(self, event: Click | MouseMove) -> dict[str, Any]:
+        """What a click does there, as the style's meta data; empty if it does nothing."""
+        meta: dict[str, Any] = event.style.meta
+        return {name: meta[name] for name in (PRESS, "layer") if name in meta}
+
+    def on_mouse_move(self, event: MouseMove) -> None:
+        """Underline what can be clicked."""
+        self.hover(self.clickable_at(event))
+
+    def on_leave(self) -> None:
+        """Underline nothing any more."""
+        self.hover({})
+
+    def hover(self, what: dict[str, Any]) -> None:
+        """Underline everything with this meta data."""
+        if what != self._hovered:
+            self._hovered = what
+            self.refresh()
+
+    def on_click(self, event: Click) -> None:
+        """Act as the key that was clicked, or select the layer."""
+        what = self.clickable_at(event)
+        if PRESS in what:
+            event.stop()
+            self.post_message(self.KeyClicked(what[PRESS]))
+        elif "layer" in what:
+            event.stop()
+            self.post_message(self.LayerClicked(what["layer"]))
+
     def on_resize(self) -> None:
         """Redraw in the new size."""
         self.invalidate()
@@ -120,8 +172,21 @@ class Panel(Widget, can_focus=True):
     def render_line(self, y: int) -> Strip:
         """One row, for Textual."""
         if y < len(self._rows):
-            return self._rows[y]
+            return _underlined(self._rows[y], self._hovered) if self._hovered else self._rows[y]
         return Strip.blank(self.content_size.width, Style(bgcolor=self.background_colors[1].rich_color))
+
+
+def _underlined(row: Strip, meta: dict[str, Any]) -> Strip:
+    """The row with the text underlined whose style has all of this meta data; not the blanks after it."""
+    segments = []
+    for segment in row:
+        text, style, _ = segment
+        if style is None or not meta.items() <= style.meta.items():
+            segments.append(segment)
+            continue
+        words = text.rstrip()
+        segments += [Segment(words, style + UNDERLINED), Segment(text[len(words) :], style)]
+    return Strip(segments, row.cell_length)
 
 
 def notice(lines: list[tuple[str, Style]], width: int, height: int) -> list[Strip]:

@@ -31,7 +31,7 @@ class StatusPanel(Panel, can_focus=False):
         If the other parts do not all fit, those with the highest ranks are left out.
         """
         word, style = state_of(view)
-        end = Line().add("● ", style).add(word, style).add(" ")
+        end = Line().add(f"{colours.state_glyph(word)} ", style).add(word, style).add(" ")
         room = width - end.width  # each part takes two more cells, for the blanks between parts and at both ends
         parts = _parts(view)
         kept: list[int] = []
@@ -66,16 +66,19 @@ def _parts(view: View) -> list[tuple[int, Part]]:
     history, started = view.history, view.history.started
     name = safe(started.name if started else view.name, 40)
     parts: list[tuple[int, Part]] = [(0, [(name or "run", colours.NAME)])]
+    if history.lanes:
+        parts.append((0, [("race", colours.TEXT)]))
     if started is not None:
         parts.append((9, [(safe(started.about, 80), colours.DIM)]))
         parts.append((8, [(safe(started.device, 20), colours.DIM)]))
-    if view.has_steps:
+    if view.has_steps or history.lanes:
         # After the planned end more steps may have been requested.
         planned = started.steps if started is not None else None
         steps = f"/{with_commas(planned)}" if planned and history.steps <= planned else ""
         parts.append(
             (1, [("step ", colours.DIM), (f"{with_commas(history.steps):>5}", colours.BRIGHT), (steps, colours.DIM)])
         )
+    if view.has_steps:
         parts.append((3, [(f"{per_second(history.steps_per_s):>4}/s", colours.TEXT)]))
         loss = history.shown_loss if history.losses.get(history.segment) else None
         bad = loss is not None and not math.isfinite(history.loss)

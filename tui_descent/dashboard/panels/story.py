@@ -16,6 +16,7 @@ from tui_descent.dashboard.text.device_info import detail_lines
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import plural
 from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.text.story_keys import keep_together, parts
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import RunStarted
 from tui_descent.scenario.spec import Scenario
@@ -52,38 +53,40 @@ class StoryPanel(Panel):
         hint = next_hint(scenario, history) if scenario is not None else ""
         revealed = reveal(view.prediction, history) if view.prediction is not None else None
         device = (history.device, history.structure, view.connected, history.state.state)
-        return history.started, hint, revealed, view.predict, device, self._top
+        return history.started, view.scenario, hint, revealed, view.predict, device, self._top
 
     def heading(self, view: View) -> tuple[str, str]:
         """The border has a fixed title.
 
         The scenario's own title is a row, because borders must not contain user text.
         """
-        started = view.history.started
-        if started is None or not (started.scenario or {}).get("story"):
+        if not _story_of(view):
             return "Run", ""
         return "Story [bold $primary]h[/]", f"{self._below} more rows ↓" if self._below else ""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         """The title and what to do next stay in place; the rest scrolls."""
         started = view.history.started
-        if started is None:
+        scenario = scenario_of(started) if started is not None else view.scenario
+        if started is None and scenario is None:
             return waiting_notice(view, width, height, "message from the trainer")
         inner = width - 2  # a blank at both sides
-        fixed = _wrap(safe(started.title, 200), inner, colours.BRIGHT)
-        scenario = scenario_of(started)
-        if scenario is not None:
+        title = started.title if started is not None else scenario.title if scenario is not None else ""
+        fixed = _wrap(safe(title, 200), inner, colours.BRIGHT)
+        if started is None:
+            fixed += [*_wrap("The run has not started yet.", inner, colours.DIM), ("", colours.TEXT)]
+        elif scenario is not None:
             fixed += self._next(view, scenario, inner)
-        text = _story(started, inner)
+        text = _story(_story_of(view), inner)
         if scenario is not None and view.history.state.state == "waiting":
             text = [*_at_end(end_card(scenario, view.history, view.name), inner), *text]
-        if not view.story_open:
+        if started is not None and not view.story_open:
             text += _facts(view, inner)
         room = max(0, height - len(fixed))
         self._top = min(self._top, max(0, len(text) - room))
         self._below = max(0, len(text) - room - self._top)
         rows = [*fixed, *text[self._top : self._top + room]]
-        return [Line().add(" ").add(row, style).to_strip(width) for row, style in rows[:height]]
+        return [_line(row, style).to_strip(width) for row, style in rows[:height]]
 
     def _next(self, view: View, scenario: Scenario, width: int) -> list[Row]:
         rows: list[Row] = []
@@ -104,12 +107,18 @@ def scenario_of(started: RunStarted | None) -> Scenario | None:
     if started is None or started.scenario is None:
         return None
     if _newest.started is not started:
-        _newest.started = started
-        try:
-            _newest.scenario = from_table(started.scenario, source="run", shortened=True)
-        except ScenarioError:  # of another version
-            _newest.scenario = None
+        _newest.started, _newest.scenario = started, read_scenario(started.scenario)
     return _newest.scenario
+
+
+def read_scenario(table: dict[str, Any] | None) -> Scenario | None:
+    """The scenario in a table; None if there is none, or one of another version."""
+    if table is None:
+        return None
+    try:
+        return from_table(table, source="run", shortened=True)
+    except ScenarioError:
+        return None
 
 
 class _Newest:
@@ -122,13 +131,27 @@ class _Newest:
 _newest = _Newest()
 
 
-def _story(started: RunStarted, width: int) -> list[Row]:
+def _story_of(view: View) -> str:
+    started = view.history.started
+    if started is not None:
+        return str((started.scenario or {}).get("story", ""))
+    return view.scenario.story if view.scenario is not None else ""
+
+
+def _story(story: str, width: int) -> list[Row]:
     rows: list[Row] = []
-    table: dict[str, Any] = started.scenario or {}
-    for paragraph in str(table.get("story", "")).split("\n\n"):
+    for paragraph in story.split("\n\n"):
         if paragraph.strip():
-            rows += [*_wrap(safe(" ".join(paragraph.split()), 4000), width, colours.TEXT), ("", colours.TEXT)]
+            text = keep_together(safe(" ".join(paragraph.split()), 4000))
+            rows += [*_wrap(text, width, colours.TEXT), ("", colours.TEXT)]
     return rows
+
+
+def _line(row: str, style: Style) -> Line:
+    line = Line().add(" ")
+    for part, is_key in parts(row):
+        line.add(part, colours.KEY if is_key else style)
+    return line
 
 
 def _at_end(card: EndCard, width: int) -> list[Row]:

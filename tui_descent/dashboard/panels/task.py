@@ -12,15 +12,16 @@ from tui_descent.dashboard.view import View
 
 
 class TaskPanel(Panel):
-    """The surface, the decision regions, the digits or the text that the run learns."""
+    """The surface, the decision regions, the images, the text or the table that the run learns."""
 
     min_interval_s = 0.1
     help_text = (
         "A picture of what the net has learnt. The trainer makes it while this view is open, at most five times a "
         "second. A test surface: its contour map (dark is low), or its curve, with the path so far, minima and "
         "saddles. The arrow shows the direction of the negative gradient, not its length. Data in the plane: the "
-        "class that the net predicts at each place, and the training points. Digits: the net's answer for each held- "
-        "out image. Text: what the net writes, and its loss at each character of held-out text, in nats."
+        "class that the net predicts at each place, and the training points. Images: the net's answer for each held- "
+        "out image. Text: what the net writes, and its loss at each character of held-out text, in nats. Modular "
+        "addition: the table of all sums, those the net gets right bright. Rare classes: the loss by class size."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -36,7 +37,7 @@ class TaskPanel(Panel):
         taken = view.history.task
         if taken is None:
             return "Task", ""
-        return f"Task  [dim]{title(taken.picture)}[/dim]", legend(taken.picture, self._depth)
+        return f"Task  [dim]{title(taken.picture)}[/dim]", legend(taken.picture, self._depth, self.content_size.width)
 
     def depends_on(self, view: View) -> object:
         """The newest picture."""
@@ -61,6 +62,12 @@ def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
         lines = [
             ("not available for your own loop", colours.TEXT),
             ("your data, and what the outputs of your net mean, are not known here", colours.DIM),
+        ]
+        return notice(lines, width, height)
+    if view.history.lanes and started is not None and (started.scenario or {}).get("data") is not None:
+        lines = [
+            ("in a race the task view shows the map of a test surface", colours.TEXT),
+            ("this race is one of nets: 1 shows its curves", colours.DIM),
         ]
         return notice(lines, width, height)
     if not view.history.live:

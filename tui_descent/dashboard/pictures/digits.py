@@ -1,4 +1,4 @@
-"""The digits: images with what the net takes them for, and the digits that it confuses most often."""
+"""Digits or other images: what the net takes them for, and which ones it confuses most often."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from tui_descent.dashboard.text.numbers import with_commas
 from tui_descent.protocol.events import TaskTaken
 from tui_descent.protocol.task_pictures import NO_GUESS, DigitsPicture
 
-SIDE, MOST = 8, 16  # pixels on each side of an image; the largest value of a pixel
-ACROSS, DOWN = SIDE + 2, SIDE // 2 + 1  # cells from one image to the next: a gap beside it, below it the guess
+MOST = 16  # the largest value of a pixel
+GUESS = 8  # columns of the guess below an image
+GAP = 2  # columns between two images
 GAPS_FROM = 4  # with as many rows of images there is also a gap between them
 LIST_WIDTH = 22  # for the confused digits, if there is room beside at least two images
 INK_FROM = 6  # without colours, pixels from this value on are drawn
@@ -29,13 +30,15 @@ _GREYS_16 = ("#000000",) * 3 + ("#808080",) * 4 + ("#c0c0c0",) * 5 + ("#ffffff",
 
 def draw(picture: DigitsPicture, width: int, height: int, depth: Depth) -> list[Strip]:
     """`height` rows of `width` cells: as many whole images as fit, and at the right the confused digits."""
-    list_width = LIST_WIDTH if width >= LIST_WIDTH + 2 * ACROSS else 0
-    across, row_height = (width - list_width) // ACROSS, DOWN + ((height + 1) // (DOWN + 1) >= GAPS_FROM)
-    drawn = Picture(across * ACROSS, height)
+    # Cells from one image to the next: a gap beside it, below it the guess.
+    step, down = max(picture.width, GUESS) + GAP, (picture.height + 1) // 2 + 1
+    list_width = LIST_WIDTH if width >= LIST_WIDTH + 2 * step else 0
+    across, row_height = (width - list_width) // step, down + ((height + 1) // (down + 1) >= GAPS_FROM)
+    drawn = Picture(across * step, height)
     for n in range(min(across * (height // row_height), len(picture.digits))):
-        left, top = n % across * ACROSS, n // across * row_height
-        _draw_image(drawn, picture.pixels[n * SIDE**2 : (n + 1) * SIDE**2], left + 1, top, depth)
-        _draw_guess(drawn, picture, n, left + 1, top + SIDE // 2)
+        left, top = n % across * step, n // across * row_height
+        _draw_image(drawn, picture, n, left + 1, top, depth)
+        _draw_guess(drawn, picture, n, left + 1, top + down - 1)
     beside = _confusions(picture, height) if list_width else []
     rows = []
     for y, segments in enumerate(drawn.segments()):
@@ -52,27 +55,30 @@ def numbers(taken: TaskTaken, width: int) -> Strip:
     assert isinstance(picture, DigitsPicture)
     line = Line().add(" step ", colours.DIM).add(f"{with_commas(taken.step)}  ", colours.BRIGHT)
     line.add(with_commas(picture.right), colours.BRIGHT).add(f" of {with_commas(picture.count)} ", colours.DIM)
-    return line.add("held-out digits are recognised", colours.DIM).to_strip(width)
+    return line.add("held-out images are recognised", colours.DIM).to_strip(width)
 
 
 def legend() -> str:
     """What the glyphs mean, as Textual markup."""
-    return f"[{RIGHT}]✓[/] right  [{WRONG}]✗[/] wrong (true digit)  ━ how sure"
+    return f"[{RIGHT}]✓[/] right  [{WRONG}]✗[/] wrong (true class)  ━ how sure"
 
 
-def _draw_image(drawn: Picture, pixels: bytes, left: int, top: int, depth: Depth) -> None:
+def _draw_image(drawn: Picture, picture: DigitsPicture, n: int, left: int, top: int, depth: Depth) -> None:
+    size = picture.height * picture.width
+    pixels = picture.pixels[n * size : (n + 1) * size]
+    rows = [pixels[y * picture.width : (y + 1) * picture.width] for y in range(picture.height)]
+    left += max(0, GUESS - picture.width) // 2
     if depth == "none":
-        for y in range(0, SIDE, 2):
-            for x in range(SIDE):
-                upper, lower = (pixels[(y + half) * SIDE + x] >= INK_FROM for half in (0, 1))
-                drawn.glyph(left + x, top + y // 2, " ▄▀█"[2 * upper + lower], "#ffffff")
+        for y in range(0, picture.height, 2):
+            below = rows[y + 1] if y + 1 < picture.height else bytes(picture.width)
+            for x, (upper, lower) in enumerate(zip(rows[y], below, strict=True)):
+                glyph = " ▄▀█"[2 * (upper >= INK_FROM) + (lower >= INK_FROM)]
+                drawn.glyph(left + x, top + y // 2, glyph, "#ffffff")
         return
     greys = {"truecolor": _GREYS, "256": _GREYS_256, "16": _GREYS_16}[depth]
-    for y in range(SIDE):
-        half_row = 2 * top + y
+    for half_row, row in enumerate(rows, 2 * top):
         if half_row < len(drawn.halves):
-            row = (greys[min(pixel, MOST)] for pixel in pixels[y * SIDE : (y + 1) * SIDE])
-            drawn.halves[half_row][left : left + SIDE] = row
+            drawn.halves[half_row][left : left + picture.width] = (greys[min(pixel, MOST)] for pixel in row)
 
 
 def _draw_guess(drawn: Picture, picture: DigitsPicture, n: int, left: int, row: int) -> None:
@@ -82,7 +88,7 @@ def _draw_guess(drawn: Picture, picture: DigitsPicture, n: int, left: int, row: 
         text, colour = "NaN/inf ", UNKNOWN
     else:
         text, colour = (f"{guess}✓ ", RIGHT) if guess == digit else (f"{guess}✗({digit})", WRONG)
-    bar = SIDE - len(text)
+    bar = max(0, GUESS - len(text))
     filled = round(picture.sureness[n] / 255 * bar)
     for x, character in enumerate(text + "━" * filled + "─" * (bar - filled)):
         drawn.glyph(left + x, row, character, REST if character == "─" else colour)
@@ -93,7 +99,7 @@ def _confusions(picture: DigitsPicture, height: int) -> list[list[tuple[str, Sty
     if not picture.confusions and picture.right < picture.count:
         return [[(text, colours.ORANGE)] for text in ("the outputs are", "NaN or infinite")]
     if not picture.confusions:
-        return [[("no digit is confused", colours.DIM)]]
+        return [[("no class is confused", colours.DIM)]]
     rows = [[("most often confused", colours.DIM)]]
     for pair in picture.confusions[: max(0, height - 1)]:
         rows.append(

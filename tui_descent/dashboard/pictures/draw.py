@@ -6,9 +6,20 @@ from textual.strip import Strip
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.charts.plane import plane_size
-from tui_descent.dashboard.pictures import digits, regions, surface, text
+from tui_descent.dashboard.pictures import addition, classes, digits, index, modes, race, regions, surface, text
 from tui_descent.protocol.events import TaskTaken
-from tui_descent.protocol.task_pictures import DigitsPicture, RegionsPicture, SurfacePicture, TaskPicture, TextPicture
+from tui_descent.protocol.task_pictures import (
+    AdditionPicture,
+    ClassesPicture,
+    DigitsPicture,
+    IndexPicture,
+    ModesPicture,
+    RacePicture,
+    RegionsPicture,
+    SurfacePicture,
+    TaskPicture,
+    TextPicture,
+)
 
 INFO_ROWS = 1  # above each picture: the numbers that belong to it
 
@@ -30,12 +41,22 @@ class Drawings:
         match taken.picture:
             case SurfacePicture() as picture:
                 return [surface.numbers(taken, width), *surface.draw(picture, width, below, depth, self._maps)]
+            case RacePicture() as picture:
+                return [race.numbers(taken, width), *race.draw(picture, width, below, depth, self._maps)]
+            case IndexPicture() as picture:
+                return [index.numbers(taken, width), *index.draw(picture, width, below)]
+            case ModesPicture() as picture:
+                return [modes.numbers(taken, width), *modes.draw(picture, width, below)]
             case RegionsPicture() as picture:
                 return [regions.numbers(taken, width), *regions.draw(picture, width, below, depth)]
             case DigitsPicture() as picture:
                 return [digits.numbers(taken, width), *digits.draw(picture, width, below, depth)]
             case TextPicture() as picture:
                 return [text.numbers(taken, width), *text.draw(picture, width, below)]
+            case AdditionPicture() as picture:
+                return [addition.numbers(taken, width), *addition.draw(picture, width, below, depth)]
+            case ClassesPicture() as picture:
+                return [classes.numbers(taken, width), *classes.draw(picture, width, below)]
 
 
 def title(picture: TaskPicture) -> str:
@@ -43,22 +64,42 @@ def title(picture: TaskPicture) -> str:
     match picture:
         case SurfacePicture():
             return "contour map of the loss" if len(picture.point) == 2 else "the loss as a function of w"
+        case RacePicture():
+            return "the path of each lane"
+        case IndexPicture():
+            return "loss against the number of negative curvatures"
+        case ModesPicture():
+            return "how much of each mode is learnt"
         case RegionsPicture():
             return "the class that the net predicts"
         case DigitsPicture():
-            return "held-out digits and what the net takes them for"
+            return "held-out images and what the net takes them for"
         case TextPicture():
             return "what the net writes, and how well it predicts"
+        case AdditionPicture():
+            return f"which sums a + b mod {picture.modulus} are right"
+        case ClassesPicture():
+            return "the loss of common and of rare classes"
 
 
-def legend(picture: TaskPicture, depth: Depth) -> str:
-    """What the glyphs mean, for the panel's border, as Textual markup."""
+def legend(picture: TaskPicture, depth: Depth, width: int) -> str:
+    """What the glyphs mean, for the border of a panel of `width` cells, as Textual markup."""
     match picture:
         case SurfacePicture():
-            return surface.legend(picture)
+            return surface.legend(picture, width)
+        case RacePicture():
+            return race.legend(picture)
+        case IndexPicture():
+            return index.legend()
+        case ModesPicture():
+            return modes.legend(picture)
         case RegionsPicture():
             return regions.legend(depth)
         case DigitsPicture():
             return digits.legend()
         case TextPicture():
             return text.legend()
+        case AdditionPicture():
+            return addition.legend(depth)
+        case ClassesPicture():
+            return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Collection
 
 from rich.style import Style
 from textual.strip import Strip
@@ -14,6 +15,7 @@ from tui_descent.dashboard.charts.axis import Axis, numbered_rows
 from tui_descent.dashboard.charts.plane import GUTTER
 from tui_descent.dashboard.charts.raster import Raster, Rgb
 from tui_descent.dashboard.panels.panel import notice
+from tui_descent.dashboard.text.clickable import legend_entry
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import axis_number, power_of_ten, short
 from tui_descent.dashboard.view import Nudge
@@ -33,17 +35,38 @@ WIDE_NUDGE = 26  # from this width on, the nudge has long labels
 TICK_APART = 9  # the least number of columns between two numbers of the z axis
 
 
-def legend() -> tuple[str, str]:
-    """The colours of f and f′, as Textual markup."""
-    return f"[{_hex(F)}]━ f(z)[/]", f"[{_hex(SLOPE)}]━ f′(z)[/]"
+# The lines that can be hidden.
+CURVE_F, CURVE_SLOPE, LINE_SECANT, LINE_TANGENT = "f", "slope", "secant", "tangent"
+NONE: frozenset[str] = frozenset()
 
 
-def nudge_legend() -> tuple[str, str]:
-    """The colours of the secant and the tangent, as Textual markup."""
-    return f"[{_hex(SECANT)}]━ secant[/]", f"[{_hex(SLOPE)}]━ tangent[/]"
+def legend(hidden: Collection[str]) -> tuple[str, str]:
+    """The entries of f and f′ in the border."""
+    f, slope = _hex(F), _hex(SLOPE)
+    return (
+        legend_entry(hidden, CURVE_F, f"[{f}]━[/] ", f"[{f}]f(z)[/]"),
+        legend_entry(hidden, CURVE_SLOPE, f"[{slope}]━[/] ", f"[{slope}]f′(z)[/]"),
+    )
 
 
-def draw(taken: LensTaken, function: ActivationFunction, nudge: Nudge, width: int, height: int) -> list[Strip]:
+def nudge_legend(hidden: Collection[str], *, short: bool) -> tuple[str, str]:
+    """The entries of the secant and the tangent in the border; if `short`, without samples."""
+    lines = ((LINE_SECANT, _hex(SECANT)), (LINE_TANGENT, _hex(SLOPE)))
+    secant, tangent = (
+        legend_entry(hidden, line, "" if short else f"[{colour}]━[/] ", f"[{colour}]{line}[/]")
+        for line, colour in lines
+    )
+    return secant, tangent
+
+
+def draw(
+    taken: LensTaken,
+    function: ActivationFunction,
+    nudge: Nudge,
+    width: int,
+    height: int,
+    hidden: Collection[str] = NONE,
+) -> list[Strip]:
     """At most `height` rows of `width` cells; none if there is no room."""
     columns = width - GUTTER
     below = max(2, (height - 1) * 3 // 8)
@@ -53,7 +76,7 @@ def draw(taken: LensTaken, function: ActivationFunction, nudge: Nudge, width: in
     histogram = taken.histogram
     limit = histogram.limit if histogram is not None else DEFAULT_LIMIT
     if function.known:
-        rows = _curves(function, limit, columns, above, width, nudge)
+        rows = _curves(function, limit, columns, above, width, nudge, hidden=hidden)
     else:
         rows = notice([(f"no formula for {taken.kind}" * taken.kind.isidentifier(), colours.DIM)], width, above)
         rows += [Line().to_strip(width)] * (above - len(rows))
@@ -128,6 +151,7 @@ def _curves(
     nudge: Nudge | None = None,
     *,
     within: tuple[float, float] = (-math.inf, math.inf),
+    hidden: Collection[str] = NONE,
 ) -> list[Strip]:
     """The rows with the curves; values that are not `within` these limits are left out, and the numbers are round."""
     zs = [-limit + (n + 0.5) * limit / columns for n in range(2 * columns)]  # one for each dot
@@ -140,15 +164,19 @@ def _curves(
         return up.position(value) * (4 * rows - 1) if up.contains(value) else math.nan
 
     raster.line([(0, dot(0.0)), (2 * columns - 1, dot(0.0))], ZERO)
-    raster.line([(n, dot(slope)) for n, slope in enumerate(slopes)], SLOPE)
-    raster.line([(n, dot(value)) for n, value in enumerate(values)], F)
+    if CURVE_SLOPE not in hidden:
+        raster.line([(n, dot(slope)) for n, slope in enumerate(slopes)], SLOPE)
+    if CURVE_F not in hidden:
+        raster.line([(n, dot(value)) for n, value in enumerate(values)], F)
     inside = [n for n, value in enumerate(values) if up.contains(value)]
     end = inside[-1] if inside else columns  # f leaves the picture here
     at_f, at_slope = up.row(values[end], rows), up.row(slopes[-1], rows)
     if at_slope == at_f:
         at_slope += 1 if at_f + 1 < rows else -1
-    raster.write(columns - 2, at_slope, "f′", _style(SLOPE))
-    raster.write(min(end // 2 + (end < len(values) - 1), columns - 1), at_f, "f", _style(F))
+    if CURVE_SLOPE not in hidden:
+        raster.write(columns - 2, at_slope, "f′", _style(SLOPE))
+    if CURVE_F not in hidden:
+        raster.write(min(end // 2 + (end < len(values) - 1), columns - 1), at_f, "f", _style(F))
 
     def mark(x: float, value: float, character: str) -> None:
         if -limit <= x <= limit:
@@ -156,9 +184,12 @@ def _curves(
             raster.write(column, up.row(value, rows), character, _style(TEXT))
 
     if nudge is not None:
-        mark(nudge.x + nudge.h, function.value(nudge.x + nudge.h), "○")
-        mark(nudge.x, function.slope(nudge.x), "●")
-        mark(nudge.x, function.value(nudge.x), "●")
+        if CURVE_F not in hidden:
+            mark(nudge.x + nudge.h, function.value(nudge.x + nudge.h), "○")
+        if CURVE_SLOPE not in hidden:
+            mark(nudge.x, function.slope(nudge.x), "●")
+        if CURVE_F not in hidden:
+            mark(nudge.x, function.value(nudge.x), "●")
     labels = up.labels(rows, width=GUTTER - 1) if math.isinf(within[1]) else _round_numbers(up, rows)
     return numbered_rows([raster.segments(y) for y in range(rows)], labels, GUTTER, width)
 
@@ -203,7 +234,9 @@ def _bars(function: ActivationFunction, histogram: Histogram, columns: int, rows
     return numbered_rows([raster.segments(y) for y in range(rows)], labels, GUTTER, width)
 
 
-def draw_nudge(function: ActivationFunction, nudge: Nudge, width: int, height: int) -> list[Strip]:
+def draw_nudge(
+    function: ActivationFunction, nudge: Nudge, width: int, height: int, hidden: Collection[str] = NONE
+) -> list[Strip]:
     """The secant and the tangent around x, their slopes, and the error of the secant's slope against h."""
     errors = max(3, (height - 5) // 3) if height >= 12 else 0
     zoomed = height - 4 - (errors + 1 if errors else 0)
@@ -217,7 +250,7 @@ def draw_nudge(function: ActivationFunction, nudge: Nudge, width: int, height: i
     first = Line().add(" x ", colours.DIM).add(f"{x:.6g}", colours.BRIGHT)
     first.pad_to(max(first.width + 2, width - len(f"{h:.3g}") - 3)).add("h ", colours.DIM)
     first.add(f"{h:.3g}", colours.BRIGHT)
-    rows = [*_zoomed(function, nudge, width, zoomed), first.to_strip(width)]
+    rows = [*_zoomed(function, nudge, width, zoomed, hidden), first.to_strip(width)]
     for label, text, style in (
         ("(f(x+h)−f(x))/h" if wide else "secant", f"{quotient:.6g}", _style(SECANT)),
         ("f′(x)", f"{slope:.6g}", _style(SLOPE)),
@@ -228,7 +261,7 @@ def draw_nudge(function: ActivationFunction, nudge: Nudge, width: int, height: i
     return rows + (_errors(function, nudge, width, errors) if errors else [])
 
 
-def _zoomed(function: ActivationFunction, nudge: Nudge, width: int, rows: int) -> list[Strip]:
+def _zoomed(function: ActivationFunction, nudge: Nudge, width: int, rows: int, hidden: Collection[str]) -> list[Strip]:
     """F from x − h to x + 2h, with the tangent at x and the secant from x to x + h."""
     x, h, columns = nudge.x, nudge.h, width
     zs = [x + h * (-1 + 3 * (n + 0.5) / (2 * columns)) for n in range(2 * columns)]
@@ -242,7 +275,9 @@ def _zoomed(function: ActivationFunction, nudge: Nudge, width: int, rows: int) -
     def dot(value: float) -> float:
         return (value - low + pad) / (high - low + 2 * pad) * (4 * rows - 1)
 
-    for line, colour in ((tangent, SLOPE), (secant, SECANT), (values, F)):
+    for name, line, colour in ((LINE_TANGENT, tangent, SLOPE), (LINE_SECANT, secant, SECANT), ("", values, F)):
+        if name in hidden:
+            continue
         raster.line([(n, dot(value)) for n, value in enumerate(line)], colour)
     for share, value, character in ((2 / 3, at_x + quotient * h, "○"), (1 / 3, at_x, "●")):
         row = rows - 1 - min(max(round(dot(value)) // 4, 0), rows - 1)

@@ -28,7 +28,7 @@ MOST_CONTOUR_DOTS = 4  # a cell with more contour dots has none: its background 
 
 PATH, GRADIENT, CURVE, NOW = "#ffffff", "#ff7fae", "#8a97a8", "#ffffff"
 # Glyph and colour of each kind of critical point.
-CRITICAL = {"minimum": ("▾", "#57ab7f"), "saddle": ("×", "#e0883c"), "maximum": ("▴", "#b48ead")}
+CRITICAL = {"minimum": ("▾", "#57ab7f"), "saddle": ("×", "#d07f30"), "maximum": ("▴", "#b48ead")}
 UNDEFINED, UNDEFINED_COLOUR = "╱", "#4d5563"  # a cell where the loss is NaN or infinite
 CONTOUR_16 = "#000080"  # blue: where a terminal has 16 colours, it takes the nearest one
 # Dark enough for a white path: cividis up to 0.66, at 0.85 of its brightness.
@@ -60,14 +60,26 @@ def draw(picture: SurfacePicture, width: int, height: int, depth: Depth, maps: C
     return with_axes(drawn, across, up, width)
 
 
-def legend(picture: SurfacePicture) -> str:
-    """What the glyphs mean, for the panel's border, as Textual markup."""
+def legend(picture: SurfacePicture, width: int) -> str:
+    """What the glyphs mean, for the panel's border, as Textual markup.
+
+    If it does not fit, the first entries are left out.
+    """
+    found = [("○ start", ""), ("● now", "")]
+    found.append(("→ −gradient" if len(picture.point) == 2 else "slope", GRADIENT))
+    found += critical_legend(picture)
+    while found and sum(len(text) + 2 for text, _ in found) > width:
+        del found[0]
+    return "  ".join(f"[{colour}]{text}[/]" if colour else text for text, colour in found)
+
+
+def critical_legend(picture: SurfacePicture) -> list[tuple[str, str]]:
+    """Text and colour of the entries for minima, saddles and maxima, and for cells without a finite loss."""
     kinds = {point.kind for point in picture.critical}
-    found = ["○ start", "● now", f"[{GRADIENT}]→ −gradient[/]" if len(picture.point) == 2 else f"[{GRADIENT}]slope[/]"]
-    found += [f"[{colour}]{glyph} {kind}[/]" for kind, (glyph, colour) in CRITICAL.items() if kind in kinds]
+    found = [(f"{glyph} {kind}", colour) for kind, (glyph, colour) in CRITICAL.items() if kind in kinds]
     if len(picture.point) == 2 and not all(map(math.isfinite, array("f", picture.losses))):
-        found.append(f"[{UNDEFINED_COLOUR}]{UNDEFINED} not finite[/]")
-    return "  ".join(found)
+        found.append((f"{UNDEFINED} not finite", UNDEFINED_COLOUR))
+    return found
 
 
 class ContourMaps:
@@ -173,13 +185,18 @@ def _draw_path(drawn: Picture, plane: Plane, picture: SurfacePicture, depth: Dep
         for position in positions:
             if (cell := plane.cell(*position)) is not None:
                 drawn.glyph(*cell, "•", PATH)
-    for point in picture.critical:
-        if (cell := plane.cell(*point.at)) is not None:
-            drawn.glyph(*cell, *CRITICAL[point.kind], bold=True)
+    draw_critical(drawn, plane, picture)
     if positions and (cell := plane.cell(*positions[0])) is not None:
         drawn.glyph(*cell, "○", NOW)
     if (cell := plane.cell(*picture.point)) is not None:
         drawn.glyph(*cell, "●", NOW, bold=True)
+
+
+def draw_critical(drawn: Picture, plane: Plane, picture: SurfacePicture) -> None:
+    """Draw the glyphs of minima, saddles and maxima."""
+    for point in picture.critical:
+        if (cell := plane.cell(*point.at)) is not None:
+            drawn.glyph(*cell, *CRITICAL[point.kind], bold=True)
 
 
 def _arrow(picture: SurfacePicture, plane: Plane, now: tuple[float, float]) -> tuple[float, float] | None:
@@ -213,25 +230,17 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
     """A loss of one parameter: its curve, the positions so far on it, and the tangent and a ball at the current
     position.
     """
-    losses = list(array("f", picture.losses))
-    finite = [loss for loss in losses if math.isfinite(loss)] or [0.0]
-    low, high = min(finite), max(finite)
-    up = Axis.linear(low - 0.04 * (high - low), high)
-    across = Axis(picture.low[0], picture.high[0], False)
-    plane = Plane((across.low, up.low), (across.high, up.high), columns, rows)
+    plane, losses = curve_plane(picture, columns, rows)
     drawn = Picture(columns, rows)
-    step = (across.high - across.low) / len(losses)
-    points = [plane.dot(across.low + (n + 0.5) * step, loss) for n, loss in enumerate(losses)]
-    for start, end in pairwise(points):
-        drawn.line(start, end, CURVE)
     (w,), slope = picture.point, picture.gradient[0]
     if math.isfinite(slope) and plane.cell(w, picture.loss) is not None:
         reach = _tangent_reach(plane, slope)
         left, right = (plane.dot(w + d, picture.loss + slope * d) for d in (-reach, reach))
         drawn.line(left, right, GRADIENT)
+    draw_curve(drawn, plane, losses)  # over the tangent, which is flat where the curve has its minimum
 
     def mark(x: float, character: str, colour: str) -> None:
-        loss = picture.loss if x == w else _between(losses, across, x)
+        loss = picture.loss if x == w else loss_at(losses, plane, x)
         if (cell := plane.cell(x, loss)) is not None:
             drawn.glyph(*cell, character, colour, bold=True)
 
@@ -243,7 +252,25 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
     if path:
         mark(path[0][0], "○", NOW)
     mark(w, "●", NOW)
+    across, up = (Axis(low, high, False) for low, high in zip(plane.low, plane.high, strict=True))
     return with_axes(drawn, across, up, width)
+
+
+def curve_plane(picture: SurfacePicture, columns: int, rows: int) -> tuple[Plane, list[float]]:
+    """Where the points of a loss of one parameter lie on a picture of this size, and the losses of the grid."""
+    losses = list(array("f", picture.losses))
+    finite = [loss for loss in losses if math.isfinite(loss)] or [0.0]
+    low, high = min(finite), max(finite)
+    up = Axis.linear(low - 0.04 * (high - low), high)
+    return Plane((picture.low[0], up.low), (picture.high[0], up.high), columns, rows), losses
+
+
+def draw_curve(drawn: Picture, plane: Plane, losses: list[float]) -> None:
+    """The curve of a loss of one parameter."""
+    step = (plane.high[0] - plane.low[0]) / len(losses)
+    points = [plane.dot(plane.low[0] + (n + 0.5) * step, loss) for n, loss in enumerate(losses)]
+    for start, end in pairwise(points):
+        drawn.line(start, end, CURVE)
 
 
 def _tangent_reach(plane: Plane, slope: float) -> float:
@@ -253,9 +280,9 @@ def _tangent_reach(plane: Plane, slope: float) -> float:
     return 0.2 * min(plane.columns, 4 * plane.rows) / math.hypot(x_dots / 2, y_dots)
 
 
-def _between(losses: list[float], across: Axis, x: float) -> float:
+def loss_at(losses: list[float], plane: Plane, x: float) -> float:
     """The loss at x, interpolated between the centres of the grid's cells; NaN outside."""
-    place = (x - across.low) / (across.high - across.low) * len(losses) - 0.5
+    place = (x - plane.low[0]) / (plane.high[0] - plane.low[0]) * len(losses) - 0.5
     if not -0.5 <= place <= len(losses) - 0.5:
         return math.nan
     first = min(max(int(place), 0), len(losses) - 2)
@@ -270,13 +297,16 @@ def numbers(taken: TaskTaken, width: int) -> Strip:
     line = Line().add(" step ", colours.DIM).add(f"{with_commas(taken.step)}  ", colours.BRIGHT)
     for name, value in zip(names, picture.point, strict=False):
         line.add(f"{name} = ", colours.DIM).add(f"{short(value)}  ", colours.BRIGHT)
-    line.add("loss ", colours.DIM).add(f"{short(picture.loss)}  ", colours.BRIGHT)
     if not all(low <= x <= high for low, x, high in zip(picture.low, picture.point, picture.high, strict=True)):
         return line.add("outside of the picture", colours.ORANGE).to_strip(width)
+    loss = short(picture.loss)
+    if line.width + len("loss ") + len(loss) > width:
+        return line.to_strip(width)
+    line.add("loss ", colours.DIM).add(loss, colours.BRIGHT)
     gradient = ", ".join(short(g) for g in picture.gradient)
     gradient = gradient if len(picture.gradient) == 1 else f"({gradient})"
     length = short(math.hypot(*picture.gradient))
-    for label, number in (("gradient ", gradient), ("|gradient| ", length), ("|g| ", length)):
+    for label, number in (("  gradient ", gradient), ("  |gradient| ", length), ("  |g| ", length)):
         if line.width + len(label) + len(number) <= width:
             return line.add(label, colours.DIM).add(number, colours.BRIGHT).to_strip(width)
     return line.to_strip(width)

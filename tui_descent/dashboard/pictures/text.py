@@ -15,7 +15,8 @@ from tui_descent.protocol.events import TaskTaken
 from tui_descent.protocol.task_pictures import TextPicture
 from tui_descent.scenario.spec import SYMBOLS
 
-BARS = "▁▂▃▄▅▆▇█"
+BARS = " ▁▂▃▄▅▆▇█"
+MOST_ROWS = 4  # of a bar
 # The loss of a guess among all symbols: a character with this loss or more has the highest bar.
 TOP = math.log(SYMBOLS)
 LINE_FEED = "↵"
@@ -54,7 +55,9 @@ def _written(text: str, new: int, width: int) -> Line:
 
 
 def _held_out(picture: TextPicture, width: int, height: int) -> list[Line]:
-    """The windows side by side, each a row of text and a row of bars. Long ones continue in the rows below."""
+    """The windows side by side, each a row of text and below it the bars, which are as high as there is room for. Long
+    windows continue in the rows below.
+    """
     losses = array("f", picture.losses)
     room = max(1, width - 2)
     pieces: list[tuple[str, array[float]]] = []
@@ -66,25 +69,28 @@ def _held_out(picture: TextPicture, width: int, height: int) -> list[Line]:
         at += len(window)
     longest = max((len(text) for text, _ in pieces), default=1)
     across = max(1, (width - 1) // (longest + GAP))
+    tall = min(max(1, height // max(1, -(-len(pieces) // across)) - 1), MOST_ROWS)
     rows: list[Line] = []
     for n in range(0, len(pieces), across):
-        if len(rows) + 2 > height:
+        if len(rows) + 1 + tall > height:
             break
-        above, below = Line(), Line()
+        lines = [Line() for _ in range(1 + tall)]
         for text, piece in pieces[n : n + across]:
-            above.pad_to(max(1, above.width + GAP * bool(above.width)))
-            below.pad_to(max(1, below.width + GAP * bool(below.width)))
+            for line in lines:
+                line.pad_to(max(1, line.width + GAP * bool(line.width)))
             for character, loss in zip(text, piece, strict=True):
-                bar, style = _bar(loss)
-                above.add(LINE_FEED if character == "\n" else character, style)
-                below.add(bar, style)
-        rows += [above, below]
+                bar, style = _bar(loss, tall)
+                for line, part in zip(lines, (LINE_FEED if character == "\n" else character, *bar), strict=True):
+                    line.add(part, style)
+        rows += lines
     return rows
 
 
-def _bar(loss: float) -> tuple[str, Style]:
-    """The bar of a loss, and the style of its character; a question mark if it is not finite."""
+def _bar(loss: float, rows: int) -> tuple[str, Style]:
+    """The bar of a loss, a character per row from the top, and its style; a question mark if it is not finite."""
     if not math.isfinite(loss):
-        return "?", colours.RED
+        return "?".rjust(rows), colours.RED
     share = min(max(loss / TOP, 0.0), 1.0)
-    return BARS[min(int(share * len(BARS)), len(BARS) - 1)], colours.level_style(round(share * (colours.LEVELS - 1)))
+    eighths = min(1 + int(share * 8 * rows), 8 * rows)
+    bar = "".join(BARS[min(max(eighths - 8 * below, 0), 8)] for below in reversed(range(rows)))
+    return bar, colours.level_style(round(share * (colours.LEVELS - 1)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 from textual import events
@@ -24,30 +24,31 @@ from tui_descent.dashboard.dialogs.layer import LayerDialog
 from tui_descent.dashboard.dialogs.leave import Then
 from tui_descent.dashboard.dialogs.predict import PredictDialog
 from tui_descent.dashboard.panels.caption import CaptionPanel
-from tui_descent.dashboard.panels.chain_rule import ChainRulePanel
+from tui_descent.dashboard.panels.chain_rule import ChainRulePanel, can_measure
 from tui_descent.dashboard.panels.curvature import CurvaturePanel
 from tui_descent.dashboard.panels.events import EventsPanel
 from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
-from tui_descent.dashboard.panels.layer_bars import LayerBarsPanel
 from tui_descent.dashboard.panels.lens import LEAST_H, MOST_H, LensPanel, NudgePanel, asked_layer, limit_of
 from tui_descent.dashboard.panels.loss_chart import LossPanel
 from tui_descent.dashboard.panels.metrics import MetricsPanel
 from tui_descent.dashboard.panels.output import OutputPanel
 from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.panels.race import RaceChartPanel, RaceMapPanel, RaceTablePanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
 from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.panels.story import StoryPanel, scenario_of
+from tui_descent.dashboard.panels.tabs import TabsPanel
 from tui_descent.dashboard.panels.task import TaskPanel
 from tui_descent.dashboard.panels.trainer_log import TrainerLogPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.dashboard.prediction import Guess, Prediction
 from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
-from tui_descent.dashboard.terminal_size import script_size
+from tui_descent.dashboard.terminal_size import TALL_ROWS, script_size
 from tui_descent.dashboard.text.layer_names import block_of, find_again
-from tui_descent.dashboard.view import View
+from tui_descent.dashboard.view import STORY, VIEWS, View
 from tui_descent.protocol.commands import (
     AnyCommand,
     MeasureBackwardPass,
@@ -61,25 +62,14 @@ from tui_descent.protocol.layer_names import in_words
 from tui_descent.protocol.lens import BINS
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS, NEUTRAL_KNOBS, text_of
+from tui_descent.scenario.spec import Scenario
 from tui_descent.telemetry.script_output import ScriptOutput
 from tui_descent.telemetry.story import end_card
 
-# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-9.
-VIEWS = {
-    "overview": "overview",
-    "layers": "layers",
-    "events": "events",
-    "chain": "chain rule",
-    "curvature": "curvature",
-    "metrics": "metrics",
-    "output": "output",
-    "task": "task",
-    "lens": "activation lens",
-}
-STORY = "story"  # the view of the key h
 # The panels that scroll with the arrow keys.
 SCROLLING = EventsPanel | ChainRulePanel | MetricsPanel | OutputPanel | StoryPanel
 
+WHEEL_ROWS = 3  # by which one notch of the mouse wheel scrolls
 # How often the file with the script's output is read, while it is shown.
 OUTPUT_EVERY_S = 0.2
 
@@ -100,7 +90,7 @@ class RunScreen(Screen[None]):
         for key in binding.keys
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-huge")]  # noqa: RUF012
-    VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-tall")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (TALL_ROWS, "-tall")]  # noqa: RUF012
     AUTO_FOCUS = ""
     # How often the screen is drawn below an open dialog. Textual then dims the whole screen again each time.
     beneath_dialog_s: ClassVar[float] = 1.0
@@ -112,10 +102,18 @@ class RunScreen(Screen[None]):
             super().__init__()
             self.then = then
 
-    def __init__(self, bridge: Bridge, *, name: str, log_path: Path | None = None, script: bool = False) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        *,
+        name: str,
+        log_path: Path | None = None,
+        script: bool = False,
+        scenario: Scenario | None = None,
+    ) -> None:
         super().__init__()
         self.bridge = bridge
-        self.view = View(history=bridge.history, name=name)
+        self.view = View(history=bridge.history, name=name, scenario=scenario)
         self._output = None if log_path is None else ScriptOutput(log_path)
         self._output_due_s = 0.0
         self._script_size: tuple[int, int] | None = None
@@ -133,7 +131,13 @@ class RunScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         """All panels. The stylesheet decides which are shown in which view and at which size."""
         yield StatusPanel(id="status")
+        yield TabsPanel(id="tabs")
         with Horizontal(id="body"):
+            with Vertical(id="race-map-column"):
+                yield RaceMapPanel(id="race-map")
+            with Vertical(id="race-column"):
+                yield RaceChartPanel(id="race-chart")
+                yield RaceTablePanel(id="race-table")
             with Vertical(id="chain-column"):
                 yield ChainRulePanel(id="chain")
             with Vertical(id="curvature-column"):
@@ -150,6 +154,7 @@ class RunScreen(Screen[None]):
             with Vertical(id="time-column"):
                 yield LossPanel(id="loss")
                 yield HeatmapPanel(id="heatmap")
+                yield TaskPanel(id="map")
             with Vertical(id="layers-column"):
                 yield GradientsPanel(id="gradients")
                 yield UpdatesPanel(id="updates")
@@ -175,6 +180,7 @@ class RunScreen(Screen[None]):
         if self._is_script:
             self._resize_script_terminal()
         self.follow_layers()
+        self._follow_race()
         self._show_end()
         bridge = self.bridge
         if bridge.keeper_silent_s != self.view.keeper_silent_s:
@@ -183,7 +189,7 @@ class RunScreen(Screen[None]):
             self._output_due_s = monotonic() + OUTPUT_EVERY_S
             self.view = replace(self.view, output=self._output.lines())
         key = (bridge.revision, self.view)
-        if key == self._drawn or (self.app.screen is not self and monotonic() < self._beneath_due_s):
+        if key == self._drawn or (self._is_covered and monotonic() < self._beneath_due_s):
             return
         self._beneath_due_s = monotonic() + self.beneath_dialog_s
         self._drawn = key
@@ -197,6 +203,11 @@ class RunScreen(Screen[None]):
         up_to_date = [panel.show(self.view) for panel in self._panels]
         self._drawn = (self.bridge.revision, self.view) if all(up_to_date) else None
 
+    @property
+    def _is_covered(self) -> bool:
+        """Whether a dialog is open. Textual's `is_current` also holds for the screen beneath one."""
+        return self.app.screen_stack[-1:] != [self]
+
     def follow_layers(self) -> None:
         """Keep the same layer selected when layers are added or removed."""
         history = self.bridge.history
@@ -204,11 +215,18 @@ class RunScreen(Screen[None]):
             selected = find_again(self.view.selected, self._layers, history.layers)
             self.view, self._layers = replace(self.view, history=history, selected=selected), history.layers
 
+    def _follow_race(self) -> None:
+        """Show the panels of a race in the overview: the curves, the table and, for a test surface, the map."""
+        lanes = self.bridge.history.lanes
+        if lanes and not self.has_class("race"):
+            self.query_one(RaceTablePanel).styles.height = len(lanes) + 3
+            self.add_class("race")
+
     def _show_end(self) -> None:
         """Open the end card when a preset's run has reached its end, once for each end."""
         history = self.bridge.history
-        at_end = history.state.state == "waiting" and history.steps > 0
-        if not at_end or self._end_shown_at == history.steps or not self.is_current or is_too_small(self.size):
+        at_end = history.state.state == "waiting" and history.steps > 0 and not history.lanes
+        if not at_end or self._end_shown_at == history.steps or self._is_covered or is_too_small(self.size):
             return
         scenario = scenario_of(history.started)
         self._end_shown_at = history.steps
@@ -231,15 +249,27 @@ class RunScreen(Screen[None]):
             bridge.send(WatchCurvature(on=wanted))
 
     def _request_task(self) -> None:
-        """Make the trainer send pictures of the task only while the task view is open, in the size of its panel."""
+        """Make the trainer send pictures of the task only while a panel shows them, in the panel's size.
+
+        A test surface has no layers: the overview and the story show its picture in place of the heat-map.
+        """
         bridge, wanted = self.bridge, WatchTask(on=False)
-        for panel in self.query(TaskPanel) if self.has_class("view-task") else ():
-            columns, rows = panel.grid
+        scenario = scenario_of(bridge.history.started) or self.view.scenario
+        on_surface, lanes = scenario is not None and scenario.data is None, bridge.history.lanes
+        self.set_class(on_surface, "surface")
+        shown = "task" if self.has_class("view-task") else ""
+        if on_surface and self.has_class("view-overview"):
+            shown = "race-map" if lanes else "map"
+        elif on_surface and self.has_class(f"view-{STORY}") and not lanes:
+            shown = "map"
+        for panel in self._panels:
+            columns, rows = panel.grid if isinstance(panel, TaskPanel) and panel.id == shown else (0, 0)
             if columns > 0 and rows > 0:  # 0 until the view's first layout
                 wanted = WatchTask(on=True, columns=columns, rows=rows)
         started = bridge.history.started
-        # In a user's loop the task is not known; the view says so.
+        # In a user's loop the task is not known, and a race of nets has no picture; the view says so.
         possible = bridge.connected and bridge.history.live and started is not None and started.scenario is not None
+        possible = possible and (not lanes or on_surface)
         if wanted != self._task_requested and possible:
             self._task_requested = wanted
             bridge.send(wanted)
@@ -249,7 +279,7 @@ class RunScreen(Screen[None]):
         open.
         """
         bridge, wanted = self.bridge, WatchLens(on=False)
-        if self.has_class("view-lens") or isinstance(self.app.screen, ActivationDialog):
+        if self.has_class("view-lens") or any(isinstance(one, ActivationDialog) for one in self.app.screen_stack):
             wanted = WatchLens(on=True, layer=asked_layer(self.view))
         started = bridge.history.started
         scenario = scenario_of(started)
@@ -274,6 +304,7 @@ class RunScreen(Screen[None]):
     def on_resize(self, event: events.Resize) -> None:
         """If the terminal is too small, show only the size that is needed."""
         self.set_class(is_too_small(event.size), "too-small")
+        self.query_one(FooterPanel).invalidate()  # its entries depend on the height of the screen
 
     def on_panel_redraw_needed(self) -> None:
         """Draw at the next frame although the history has not changed."""
@@ -306,7 +337,7 @@ class RunScreen(Screen[None]):
         """
         if isinstance(command, TurnKnob) and not self.can_turn(command.knob):
             return
-        if isinstance(command, TurnKnob) and command.knob not in NEUTRAL_KNOBS and self._asks_predictions():
+        if isinstance(command, TurnKnob) and self._asks_predictions() and self._changes_something(command):
             self._ask_prediction(command)
         else:
             self.bridge.send(command)
@@ -318,10 +349,18 @@ class RunScreen(Screen[None]):
         makes_steps = history.state.state in ("running", "paused")
         return is_open and makes_steps and scenario is not None and bool(scenario.story)
 
+    def _changes_something(self, command: TurnKnob) -> bool:
+        """Whether a change may have an effect on the loss. One to the present value has none, except a redraw."""
+        now = self.knob_value(command.knob, command.target).split(" ")[0]
+        is_so = command.value == now and command.knob != "init" and command.where is None
+        return command.knob not in NEUTRAL_KNOBS and not is_so
+
     def _ask_prediction(self, command: TurnKnob) -> None:
-        def answered(guess: Guess | None) -> None:
+        def answered(guess: Guess | Literal["no guess"] | None) -> None:
             request = self.bridge.send(command) if guess is not None else None
-            if guess is not None and request is not None and self.bridge.client is not None:
+            if guess == "no guess":
+                self.view = replace(self.view, predict=False, prediction=None)
+            elif guess is not None and request is not None and self.bridge.client is not None:
                 prediction = Prediction(client=self.bridge.client, request=request, guess=guess)
                 self.view = replace(self.view, prediction=prediction)
 
@@ -383,6 +422,24 @@ class RunScreen(Screen[None]):
         """Show or hide the loss curves of undone steps."""
         self.view = replace(self.view, ghosts=not self.view.ghosts)
 
+    def toggle_line(self, line: str) -> None:
+        """Hide a line of a chart, or show it again."""
+        self.view = replace(self.view, hidden=self.view.hidden ^ {line})
+
+    def show_other_lines(self) -> None:
+        """Show each line of a chart alone, one after the other, then all again. The chart is the one that has the
+        focus, or the first one with several lines.
+        """
+        charts = [panel for panel in self._panels if panel.lines and _can_zoom(panel)]
+        if not charts:
+            self.bridge.refuse("no chart of this view has lines that can be hidden")
+            return
+        lines = self.focused.lines if self.focused in charts else charts[0].lines
+        choices = [frozenset[str](), *(frozenset(lines) - {line} for line in lines)]
+        hidden = self.view.hidden.intersection(lines)
+        after = choices[(choices.index(hidden) + 1) % len(choices)] if hidden in choices else choices[0]
+        self.view = replace(self.view, hidden=self.view.hidden.difference(lines) | after)
+
     def toggle_events(self) -> None:
         """Show all events, or only changes, findings and errors."""
         self.view = replace(self.view, all_events=not self.view.all_events)
@@ -393,7 +450,7 @@ class RunScreen(Screen[None]):
         self.query_one(ChainRulePanel).leave_steps()
         for name in (*VIEWS, STORY):
             self.set_class(name == view, f"view-{name}")
-        self.view = replace(self.view, story_open=view == STORY)
+        self.view = replace(self.view, shown=view)
         scrolls: dict[str, type[Panel]] = {
             "events": EventsPanel,
             "chain": ChainRulePanel,
@@ -403,30 +460,29 @@ class RunScreen(Screen[None]):
         }
         self.set_focus(self.query_one(scrolls[view]) if view in scrolls else None)
 
-    def show_next_view(self) -> None:
-        """Switch to the view after the current one."""
-        names = list(VIEWS)
-        shown = next((n for n, name in enumerate(names) if self.has_class(f"view-{name}")), -1)
-        self.show_view(names[(shown + 1) % len(names)])
-
-    def on_layer_bars_panel_layer_clicked(self, event: LayerBarsPanel.LayerClicked) -> None:
+    def on_panel_layer_clicked(self, event: Panel.LayerClicked) -> None:
         """Select a layer that was clicked; a second click opens its readings."""
         if self.view.selected == event.layer:
             self.open_layer()
         else:
             self.view = replace(self.view, selected=event.layer)
 
-    def on_mouse_scroll_down(self) -> None:
-        self.scroll_focused(-3)
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        """Scroll towards the end."""
+        self._scroll(event, -WHEEL_ROWS)
 
-    def on_mouse_scroll_up(self) -> None:
-        self.scroll_focused(3)
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        """Scroll towards the beginning."""
+        self._scroll(event, WHEEL_ROWS)
 
-    def scroll_focused(self, rows: int) -> None:
-        """Scroll the panel that scrolls in this view, if there is one."""
-        if isinstance(self.focused, SCROLLING):
-            self.focused.scroll_by(rows)
-            self._drawn = None
+    def _scroll(self, event: events.MouseEvent, rows: int) -> None:
+        """Scroll the panel below the mouse; if it does not scroll, the one that has the focus."""
+        widget, _ = self.get_widget_at(event.screen_x, event.screen_y)
+        for panel in (widget, self.focused):
+            if isinstance(panel, SCROLLING):
+                panel.scroll_by(rows)
+                self._drawn = None
+                return
 
     def show_story(self) -> None:
         """Open the story; if it is open, switch the questions for predictions on or off."""
@@ -507,8 +563,11 @@ class RunScreen(Screen[None]):
         starts = not chain.stepping
         if chain.step(self.view):
             self._drawn = None
-            if starts and self.bridge.history.live and not self.bridge.unavailable:
+            if starts and can_measure(self.view) and not self.bridge.unavailable:
                 self.bridge.send(MeasureBackwardPass())
+        elif can_measure(self.view) and self.view.history.ledger is not None and not self.bridge.unavailable:
+            chain.await_steps(self.view)
+            self.bridge.send(MeasureBackwardPass())
         else:
             self.bridge.refuse("no chain-rule reading to step through")
 

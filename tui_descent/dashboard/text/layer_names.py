@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import lru_cache
 
 from tui_descent.dashboard.text.safe_text import safe, shorten
@@ -17,8 +18,9 @@ def layer_labels(layers: tuple[Layer, ...], width: int) -> tuple[str, ...]:
     """The layers' module paths in at most `width` cells each.
 
     Parts that all names share are removed first: `blocks.12.linear` becomes `blocks.12` if every block has one
-    `linear`, and `blocks.12.norm` becomes `12.norm` if names are too long. Names that are still too long are cut in the
-    middle.
+    `linear`, and `blocks.12.norm` becomes `12.norm` if names are too long. Of names that are still too long the middle
+    parts are left out: `12.attention.qkv` becomes `12…qkv`, unless another layer would have the same label. The rest
+    are cut in the middle.
     """
     names = [safe(layer.name, 200) for layer in layers]
     nested = [n for n, name in enumerate(names) if name.count(".") >= 2]
@@ -30,6 +32,11 @@ def layer_labels(layers: tuple[Layer, ...], width: int) -> tuple[str, ...]:
     if len(prefixes) == 1 and any(len(names[n]) > width for n in nested):
         (prefix,) = prefixes
         names = _renamed(names, {n: names[n].removeprefix(prefix) for n in nested if prefix.endswith(".")})
+    ends = {n: f"{name.partition('.')[0]}…{name.rpartition('.')[2]}" for n, name in enumerate(names)}
+    often = Counter(ends.values())
+    for n, end in ends.items():
+        if names[n].count(".") >= 2 and len(names[n]) > width >= len(end) and often[end] == 1:
+            names[n] = end
     return tuple(shorten(name, width) for name in names)
 
 

@@ -60,7 +60,7 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
         "diverging": [*SLOWER],
         # A redraw, because a smaller rate alone does not repair weights that updates have spoilt.
         "rate too large": [*SLOWER, *([init] if spoilt(f) else [])],
-        "momentum too large": [_less_momentum(context)],
+        "large momentum": [_less_momentum(context)],
         "dead units": [*bypass, Advice("activation", "leaky_relu", "a"), init],
         "saturated": [
             *([init] if grew or large_weights else [*bypass, init]),

@@ -31,7 +31,7 @@ RULES: tuple[Rule, ...] = (
         threshold=f"first loss above {r.HUGE:g} times that of a guess, product above {r.GROWN:g} ({TUNED}); if the "
         f"loss of a guess is not known: loss above {r.FALLEN:.0%} of the first one, product above {r.EXPLODED:g}",
         sentence="Gradient grows ×{product:.1e}.",
-        check="The heat map is brightest at the first layers; the loss starts far above ln(classes).",
+        check="The loss starts far above ln(classes); press 2: the factors of the chain rule are above 1.",
         helps="a norm between each layer and its activation; weights drawn with a smaller scale",
         useless="a smaller learning rate, and residual connections, which add a path and leave the first one as it is",
     ),
@@ -67,7 +67,7 @@ RULES: tuple[Rule, ...] = (
         threshold=f"the median layer's weight norm is below {r.DECAYED:.0%} of the run's first one and falls; or the "
         f"decay's part of a step is above {r.DECAY_RULES:.0%} of the gradient's, over more than 1/(rate × decay) steps "
         f"(for Adam with a decay that is added to the gradient: weights below {r.SHRUNK:.0%})",
-        sentence="Weights shrank to {kept:.0%}; loss {loss:.3g}.",
+        sentence="Weight norms fell to {kept:.0%}; loss {loss:.3g}.",
         check="Open a layer (enter): its weight norm falls while the loss does not. Compare decay × weight norm with "
         "the gradient norm (AdamW: rate × decay × weight norm with the update norm).",
         helps="less weight decay",
@@ -120,14 +120,14 @@ RULES: tuple[Rule, ...] = (
         useless="another activation or residual connections at the same rate",
     ),
     Rule(
-        finding="momentum too large",
+        finding="large momentum",
         kind="dynamics",
         condition="The loss does not fall or swings, nothing else explains it, and momentum (Adam: β₁) averages the "
         "gradients over so many steps that it still follows those of the start.",
         threshold=f"momentum from {r.LARGE_MOMENTUM:g} on, whose average, 1/(1 − β) steps, is longer than "
-        f"{r.LONG_AVERAGE:.0%} of the steps since the start or the last change; loss above {r.NOT_FALLEN:.0%} of its "
-        f"first value or {r.RISEN_AGAIN:g} times its lowest",
-        sentence="Momentum {momentum:.6g} averages over {memory:,.0f} steps; loss {loss:.3g}.",
+        f"{r.LONG_AVERAGE:.0%} of the steps since the start or the last change; loss above {r.NOT_FALLEN:.0%} of a "
+        f"guess or {r.RISEN_AGAIN:g} times its lowest",
+        sentence="Momentum {momentum:.6g} averages {memory:,.0f} steps.",
         check="The smooth loss line swings over hundreds of steps. SGD with momentum β steps 1/(1 − β) times as far.",
         helps="the usual 0.9",
         useless="waiting, if the loss swings ever further",
@@ -187,23 +187,24 @@ RULES: tuple[Rule, ...] = (
 )
 
 AS_AT_START = "Loss {loss:.3g}; at the start {run_first:.3g}."
-BY_PRODUCT = "Backprop scales the gradient by {product:.1e}."
+BY_PRODUCT = "Backprop shrinks the gradient to {product:.1e}."
 ALL_ZERO = "Every gradient is exactly 0; the loss stays at {loss:.3g}."
 ALL_ZERO_IN = "Every gradient is exactly 0: all outputs of {layer} are 0."
 ONLY_BIASES = "No weight gets a gradient, only biases do."
-SILENT = "{layer}'s gradient is exactly 0: no unit after it is alive."
-SPOILT = "An update of {largest} spoilt the weights: restart with lr ÷10."
+SILENT = "{layer}'s gradient is exactly 0: dead units before or after it."
+SPOILT = "An update of {largest} spoilt the weights: start again at lr ÷10."
 BOUNCES = "Every step jumps over the minimum: loss {loss:.3g}."
 CUT_OFF = "Updates have cut off the gradient."
 LOST_AGAIN = "Loss {loss:.3g}, best {best:.3g}; updates of {largest}."
-RESTART = "Loss rose from {first:.3g} to {loss:.3g}: restart with lr ÷10."
+RESTART = "Loss rose from {first:.3g} to {loss:.3g}: start again at lr ÷10."
 DECAY_RULES = "Decay is {decay:.0%} of gradient; loss {loss:.3g}."
 SATURATED_BY = "{share:.0%} of {layer}'s outputs are saturated by {why}."
 BY_SCHEDULE = "The schedule cut the rate to {rate:.2g}: change the schedule."
 RISEN_AGAIN = "Loss rose from {before:.3g} to {loss:.3g}."
+EXPLODES = "Gradient grows ×{product:.1e}: draw smaller weights or add norms."
 NOT_HELPED = "{tried} has not helped; loss {loss:.3g}."
 STUCK_AT_GUESS = "Loss stuck at {loss:.3g}, that of a guess: check labels and inputs."
-STUCK_CHECK = "Loss stuck at {loss:.3g}; gradients arrive: check data, labels, loss."
+STUCK_CHECK = "Loss stuck at {loss:.3g}; gradients arrive: check data, labels, masks."
 STUCK_AT = "Loss stuck at {loss:.3g}."
 FLAT = "Flat at {loss:.3g}: a minimum or a saddle? Press 5 for the curvature."
 UNKNOWN = "unknown"  # as evidence: no viewer has asked for the curvature
@@ -225,6 +226,8 @@ def words(finding: Finding) -> str:
         template = BY_PRODUCT
     elif name == "exploding" and not isinstance(product, float):
         template = STUCK_AT
+    elif name == "exploding" and not finding.advice:
+        template = EXPLODES
     elif name == "dead units" and evidence.get("all_zero"):
         template = ALL_ZERO if finding.layer is None else ALL_ZERO_IN
     elif name == "dead units" and evidence.get("only_biases"):

@@ -13,7 +13,7 @@ from tui_descent.protocol.layer_names import pair_in_words
 # Judgements of how the loss and the gradients develop. Those of wiring and numerics are in their tables.
 Name = Literal[
     "vanishing", "exploding", "diverging", "dead units", "saturated", "weights decaying", "plateau", "saddle",
-    "rate too large", "momentum too large", "rate too small", "rate at the edge", "healthy", "converged", "not clear",
+    "rate too large", "large momentum", "rate too small", "rate at the edge", "healthy", "converged", "not clear",
 ]  # fmt: skip
 STARTS = ("layer ", "the net", "loss ", "gradient ")  # of sentences that begin with a word of ours, not with a name
 FINE = frozenset({"healthy", "converged"})  # nothing is wrong

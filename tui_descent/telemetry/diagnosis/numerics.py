@@ -67,7 +67,7 @@ def numerics_finding(
         "step": float(event.step),
         "what": event.what,
         "value": event.value,
-        "where": f": {event.where}" if event.where else "",
+        "where": f": {event.where}" if event.where and not (diverged and _is_guess(event)) else "",
     }
     if diverged:
         risen = "it had risen" if event.what == "loss" else "the loss had risen"
@@ -95,8 +95,15 @@ def _grew_too_large(where: str) -> bool:
     return "overflows" in where and "float16" not in where
 
 
+def _is_guess(event: NotFinite) -> bool:
+    """Whether the graph of a loss only lets one suspect where its NaN came from."""
+    return event.what == "loss" and event.where.endswith("?")
+
+
 def _can_be_overflow(event: NotFinite) -> bool:
     """Whether numbers that are too large can be the cause. They are not if the batch was bad, or if an operation got a
     0.
     """
+    if _is_guess(event):
+        return True
     return event.cause != "batch" and (not event.operation or "overflow" in event.where)

@@ -70,18 +70,19 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
         return _by_gradients(f)
     judged = _by_loss(f, context)
     if judged is not None and judged[0] in ("not clear", "plateau", "diverging") and _momentum_is_too_large(f, context):
-        return "momentum too large", FAIR
+        return "large momentum", 0.8
     return judged
 
 
 def _momentum_is_too_large(f: Features, context: RunContext) -> bool:
-    """Whether the loss is where it began, or far above its best, and the optimizer averages the gradients over most of
+    """Whether the loss is that of a guess, or far above its best, and the optimizer averages the gradients over most of
     the run, so that it still follows gradients of long ago.
     """
     momentum = context.momentum
     if momentum is None or not LARGE_MOMENTUM <= momentum < 1 or 1 / (1 - momentum) < LONG_AVERAGE * f.steps:
         return False
-    return f.now > NOT_FALLEN * f.run_first or f.now > RISEN_AGAIN * f.lowest > 0
+    at_guess = context.classes is not None and f.now > NOT_FALLEN * max(f.guess, f.run_first)
+    return at_guess or f.now > RISEN_AGAIN * f.lowest > 0
 
 
 def _by_gradients(f: Features) -> tuple[Name, float]:

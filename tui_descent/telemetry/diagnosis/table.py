@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tui_descent.protocol.events import Diagnosed
 from tui_descent.telemetry.diagnosis import dynamics, numerics, wiring
 from tui_descent.telemetry.diagnosis.findings import NEUTRAL, Finding, advice_words, filled
@@ -10,6 +12,7 @@ from tui_descent.telemetry.diagnosis.findings import NEUTRAL, Finding, advice_wo
 # hardly any.
 CERTAIN = 0.8
 ALL_RULES = (*numerics.RULES, *wiring.RULES, *dynamics.RULES)
+_THOUSANDS = re.compile(r"\d(\.\d+)?e\+0[345]\b")  # shown in full, as in the loss chart
 _SENTENCES = {rule.finding: rule.sentence for rule in ALL_RULES}
 
 
@@ -21,6 +24,7 @@ def sentence(finding: Finding) -> str:
         text = wiring.words(finding)
     else:
         text = filled(_SENTENCES.get(finding.finding, finding.finding), finding)
+    text = _THOUSANDS.sub(lambda number: f"{float(number[0]):.0f}", text)
     return f"{text} {advice_words(finding.advice[0])}" if finding.advice else text
 
 
@@ -33,3 +37,11 @@ def verdict(found: Diagnosed) -> str:
 def without_advice(found: Diagnosed) -> str:
     """The sentence of a published finding without its advice, for a run in which no key acts any more."""
     return found.sentence.removesuffix(advice_words(found.advice[0])).rstrip() if found.advice else found.sentence
+
+
+def for_next_run(found: Diagnosed) -> str:
+    """The sentence of a published finding, with advice for another run instead of a key to press in this one."""
+    text, changes = without_advice(found), [a for a in found.advice if a.knob not in ("undo", "resume", "kick")]
+    if not changes or found.advice[0] != changes[0]:
+        return text
+    return f"{text} Next time: {advice_words(changes[0]).partition(': ')[2]}"

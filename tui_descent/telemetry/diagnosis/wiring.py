@@ -27,6 +27,9 @@ SHORT_NAME = 15
 PAIR_AND_BEFORE, PAIR_AND_QUESTION = 27, 17
 RATE_ZERO = "The learning rate has been 0 for {updates:.0f} updates: set it in the script."
 NO_GRADIENT_OF = "No weight of optimizer {optimizer} gets a gradient: is it detached?"
+RATE_FELL = "The rate fell from {fell_from:.2g} to {rate:.2g}: updates change nothing."
+NO_INPUT = "All inputs of {layer} are 0: check the data and masks."
+NO_EFFECT = "Nothing changes at lr {rate:.0e} in {dtype}."  # with advice there is less space
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
 
 RULES: tuple[Rule, ...] = (
@@ -150,7 +153,7 @@ RULES: tuple[Rule, ...] = (
         "in 3 of the first updates in a row, as after clipping; shown if the loss does not fall and the optimizer is "
         "SGD, with or without momentum. Not checked on a GPU or with a GradScaler",
         threshold="1e-2; clipping usually cuts single gradients to a tenth",
-        sentence="Gradients are cut to {left:.0e} of their size: is the clip limit too low?",
+        sentence="Gradients are cut to {left:.0e} of their size: clip limit too low?",
         check="The gradient norm has the same value at each reading: the limit. Print what clip_grad_norm_ returns, "
         "the norm before.",
         helps="a limit near the usual norm of the gradient, as 1 or 10",
@@ -216,10 +219,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="input scale",
         kind="wiring",
-        condition="the rms of the non-zero inputs of the first layer is below 1e-2 or above 1e2, in 2 measured steps "
-        "in a row; not if this layer is an embedding or a norm",
+        condition="the rms of the non-zero inputs of the first layer is below 1e-2 or above 1e2, or all of them are 0, "
+        "in 2 measured steps in a row; not if this layer is an embedding or a norm",
         threshold="1e-2 and 1e2; weights are initialised for an rms of 1 (Glorot & Bengio 2010, He et al. 2015)",
-        sentence="The inputs of {layer} have an rms of {rms:.3g}: normalise them.",
+        sentence="The inputs of {layer} have rms {rms:.3g}: normalise them.",
         check="Print x.square().mean().sqrt() of a batch; images in 0…255 have about 100.",
         helps="(x − mean) / std, with the mean and std of the training data",
         useless="another activation",
@@ -310,8 +313,14 @@ def words(finding: Finding) -> str:
                 return RATE_ZERO.format_map({**evidence, **parts})
         case "no update" if "left" in evidence:
             return sentence_case(TAKEN_BACK.format_map(parts))
+        case "no update" if "fell_from" in evidence:
+            return RATE_FELL.format_map(evidence)
+        case "no update" if finding.advice:
+            return NO_EFFECT.format_map(evidence)
         case "eval mode" if evidence.get("question"):
             return sentence_case(MAYBE_EVAL.format_map(parts))
+        case "input scale" if evidence["rms"] == 0:
+            return sentence_case(NO_INPUT.format_map(parts))
         case "target scale" if evidence.get("question"):
             return SMALL_TARGETS
         case "frozen layers":
@@ -351,6 +360,8 @@ def _advice(event: WiringFound, *, user_loop: bool) -> list[Advice]:
             return [Advice("freeze", "off", "x")]
         case "rate zero" if not user_loop and event.layer is None:
             return [Advice("schedule", "constant", "s")]
+        case "no update" if "fell_from" in evidence:  # a larger rate would fall again
+            return [] if user_loop else [Advice("schedule", "constant", "s")]
         case "no update" if SMALLEST_RATE < float(evidence.get("rate", SMALL_RATE)) < SMALL_RATE:
             return [Advice("lr", "*1000", "]")]
         case "equal weights" if not user_loop:

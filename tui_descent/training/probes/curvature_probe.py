@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -16,6 +17,9 @@ from tui_descent.protocol.events import AnyEvent, CurvatureTaken, Measured, Note
 # Measuring the share of negative eigenvalues takes many more Hessian-vector products, so only every fourth reading
 # includes it. For a net with at most 100 parameters every reading includes it.
 COUNT_EVERY, COUNT_ALWAYS_UP_TO = 4, 100
+# About how long the run may wait for the Hessian, and again for the preconditioned Hessian. If that is too short for a
+# large net, the iteration has not converged, and the next reading continues from its eigenvectors.
+LIMIT_S = 2.0
 
 
 class CurvatureProbe:
@@ -79,7 +83,9 @@ class CurvatureProbe:
         start_cpu_s, start_s = time.thread_time(), time.perf_counter()
         self._last = step, self._rate()
         try:
-            hessian, scaled = self._measure(count_negative=step in self._at_steps or self._readings % COUNT_EVERY == 0)
+            forced = step in self._at_steps
+            count = forced or self._readings % COUNT_EVERY == 0
+            hessian, scaled = self._measure(count_negative=count, limit_s=math.inf if forced else LIMIT_S)
         except RuntimeError as error:
             reason = next(iter(str(error).splitlines()), "")[:200]
             self._watching.clear()
@@ -99,15 +105,15 @@ class CurvatureProbe:
         )
         return [taken, *measured_events(taken)]
 
-    def _measure(self, *, count_negative: bool) -> tuple[CurvatureReading, CurvatureReading | None]:
+    def _measure(self, *, count_negative: bool, limit_s: float) -> tuple[CurvatureReading, CurvatureReading | None]:
         """Measure the Hessian, and the preconditioned Hessian if the optimizer has a preconditioner, else None."""
         parameters = [p for p in self._model.parameters() if p.requires_grad]  # frozen parameters do not move
         if self._instrument is None or [id(p) for p in parameters] != [id(p) for p in self._parameters]:
             self._instrument, self._parameters = Curvature(self._probe, parameters), parameters
         few = sum(p.numel() for p in parameters) <= COUNT_ALWAYS_UP_TO
-        hessian = self._instrument.measure(index=count_negative or few)
+        hessian = self._instrument.measure(index=count_negative or few, limit_s=limit_s)
         scales = preconditioner(self._optimizer, parameters)
-        return hessian, None if scales is None else self._instrument.measure(preconditioner=scales)
+        return hessian, None if scales is None else self._instrument.measure(preconditioner=scales, limit_s=limit_s)
 
 
 def measured_events(taken: CurvatureTaken) -> list[Measured]:

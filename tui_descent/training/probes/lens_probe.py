@@ -56,8 +56,8 @@ _NAMES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {  # the name, and 
 class LensProbe:
     """Counts the inputs of the activations that clients watch, at most five times a second.
 
-    In a scenario run the probe batch is evaluated, without a change of the run. In a user loop, without a `setup`, the
-    inputs are copied in the next training pass; torch's global hooks are registered for that step only.
+    In a scenario run the first training samples are evaluated, without a change of the run. In a user loop, without a
+    `setup`, the inputs are copied in the next training pass; torch's global hooks are registered for that step only.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LensProbe:
         setup: Setup | None,
     ) -> None:
         self._model, self._order, self._failures = model, order, failures
-        self._probe = None if setup is None else setup.probe
+        self._evaluate = None if setup is None else setup.evaluate_few
         self._schedule, self._sampler = sampler.lens, sampler
         self._asked: dict[int, str] = {}  # the name of the layer, by client
         self._requests = 0
@@ -98,8 +98,8 @@ class LensProbe:
 
     @property
     def evaluates(self) -> bool:
-        """Whether the probe batch is evaluated, so `start` has copied everything."""
-        return self._probe is not None
+        """Whether samples are evaluated, so `start` has copied everything."""
+        return self._evaluate is not None
 
     @property
     def awaits_pass(self) -> bool:
@@ -116,11 +116,13 @@ class LensProbe:
         ):
             return False
         if paused:
-            return self._probe is not None
-        return self._schedule.due(self._sampler.now_s, wait_s=self._sampler.wait_s if self._probe is not None else 0.0)
+            return self._evaluate is not None
+        return self._schedule.due(
+            self._sampler.now_s, wait_s=self._sampler.wait_s if self._evaluate is not None else 0.0
+        )
 
     def start(self, progress: Progress) -> None:
-        """Copy the inputs from now on: in a user loop until `finish`, otherwise by evaluating the probe batch."""
+        """Copy the inputs from now on: in a user loop until `finish`, otherwise by evaluating samples."""
         start_s = time.thread_time()
         self._last = self._subject(progress)
         with self._failures.guard(PART):
@@ -128,17 +130,17 @@ class LensProbe:
         self._took_s = time.thread_time() - start_s
 
     def _copy_inputs(self) -> None:
-        self._hooks = hooks = ModuleHooks(self._failures, every_pass=self._probe is not None)
+        self._hooks = hooks = ModuleHooks(self._failures, every_pass=self._evaluate is not None)
         net = structure(self._model, order=self._order.of(self._model))
         self._targets = {asked: _target(net, asked) for asked in set(self._asked.values())}
         for _, module, _ in self._targets.values():
             if module is not None and id(module) not in hooks.inputs:
                 hooks.on_input(module, partial(self._keep, id(module)), PART)
         hooks.attach()
-        if self._probe is not None:
+        if self._evaluate is not None:
             try:
                 with undisturbed(self._model), torch.no_grad():
-                    self._probe()
+                    self._evaluate()
             finally:
                 hooks.detach()
 
@@ -185,7 +187,7 @@ class LensProbe:
             kind="" if module is None else type(module).__name__[:40],
             histogram=histogram,
             reason=missing,
-            in_training=self._probe is None,
+            in_training=self._evaluate is None,
             **progress.place,
         )
 

@@ -89,6 +89,16 @@ _DISCARDS = frozenset(
     {"where", "masked_fill", "nan_to_num", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "index", "masked"}
     | {"max", "min", "amax", "amin", "topk", "sort", "masked_select", "masked_scatter", "nansum", "index_put"}
 )
+# Operations whose value is finite if their inputs are finite and not huge, for any inputs.
+_FINITE = frozenset(
+    {"matmul", "t", "add", "sub", "mul", "neg", "mean", "sum", "abs", "batch_norm", "layer_norm", "group_norm"}
+    | {"elu", "gelu", "leaky_relu", "relu", "silu", "hardswish", "hardtanh", "mish", "prelu_kernel", "softplus"}
+    | {"tanh", "sigmoid", "convolution", "max_pool2_dwith_indices", "avg_pool2_d", "max_pool", "embedding"}
+    | {"mkldnn_rnn_layer", "mkldnn_convolution", "mse_loss", "smooth_l1_loss", "huber_loss", "nll_loss", "log_softmax"}
+    | {"binary_cross_entropy", "binary_cross_entropy_with_logits", "clone", "expand", "permute", "reshape_alias"}
+    | {"select", "squeeze", "transpose", "unsafe_view", "unsqueeze", "view", "stack", "cat", "unbind", "unsafe_split"}
+    | {"slice", "split", "alias", "clamp"}
+)
 
 
 def operation_of(func: Any) -> str:
@@ -155,6 +165,18 @@ def possible_causes(nodes: Iterable[Any], *, loss_is_finite: bool) -> dict[str, 
         return {name: words for name, words in found.items() if name in names}
     known = _SINGULAR | _INFINITE if names & _DISCARDS else _SINGULAR
     return own | {name: words for name, words in known.items() if name in names}
+
+
+def all_are_finite(nodes: Iterable[Any]) -> bool:
+    """Whether none of the operations of a graph can give NaN if its inputs are finite and not huge."""
+    return all(node_operation(node) in _FINITE or _is_harmless_power(node) for node in nodes)
+
+
+def divides_by_data(node: Any) -> bool:
+    """Whether a node divides by something that has no gradient: a number, such as the size of the batch, or data, such
+    as the sum of a mask.
+    """
+    return node_operation(node) == "div" and len(node.next_functions) > 1 and node.next_functions[1][0] is None
 
 
 def _is_own(node: Any) -> bool:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tui_descent.protocol.commands import CancelRangeTest, ClientRequest, Mark, RunRangeTest, TurnKnob, WatchCurvature
+from tui_descent.protocol.commands import (
+    CancelRangeTest,
+    ClientRequest,
+    Mark,
+    MeasureBackwardPass,
+    RunRangeTest,
+    TurnKnob,
+    WatchCurvature,
+    WatchLens,
+    WatchTask,
+)
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
@@ -13,7 +23,7 @@ from tui_descent.training.steering.pace import RunMode
 
 PROGRESS_EVERY_S = 0.1
 # Commands that do not change any state used by the test.
-HARMLESS = (Mark, WatchCurvature)
+HARMLESS = (Mark, WatchCurvature, WatchTask, WatchLens)
 
 
 class RangeTestRun:
@@ -77,6 +87,8 @@ class RangeTestRun:
             self._waiting.append(request)
         elif isinstance(command, HARMLESS):
             carry_out(queued)
+        elif isinstance(command, MeasureBackwardPass):
+            self._progress.reject(request, "the backward pass is not measured during a range test")
         else:
             self._queue.put_back(queued)
             name = command.knob if isinstance(command, TurnKnob) else type(command).__name__.lower()

@@ -19,20 +19,27 @@ from tui_descent.scenario.spec import (
     ConvModel,
     DigitsData,
     MlpModel,
+    ModularAdditionData,
+    OwnImagesData,
+    OwnPointsData,
+    OwnTextData,
+    RareClassesData,
     Scenario,
     SurfaceModel,
     TextData,
     TransformerModel,
+    TwoLayerModel,
 )
 from tui_descent.training.optim.optimizers import make_optimizer
 from tui_descent.training.optim.schedules import Schedule, make_schedule
-from tui_descent.training.setup.data import digits, text, toys
+from tui_descent.training.setup.data import digits, generated, own_images, own_points, text, toys
 from tui_descent.training.setup.data.batches import Batches, DataSet
 from tui_descent.training.setup.data.text import Windows
 from tui_descent.training.setup.nets.conv import ConvNet
 from tui_descent.training.setup.nets.mlp import Mlp
 from tui_descent.training.setup.nets.surface import Surface
 from tui_descent.training.setup.nets.transformer import Transformer
+from tui_descent.training.setup.nets.two_layer import TwoLayerNet
 from tui_descent.training.setup.path import Path
 
 # Curvature is measured on at least this many samples; with fewer, single samples would dominate it.
@@ -44,7 +51,8 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 class Setup:
     """The objects of a scenario run.
 
-    A surface has no batches and no loss function, since its output is the loss. Only a surface has a `path`.
+    Surfaces and linear nets have no batches and no loss function, since their output is the loss. Only they have a
+    `path`.
     """
 
     scenario: Scenario
@@ -105,6 +113,19 @@ class Setup:
         """
         return self.probe_outputs_and_loss()[1]
 
+    def curvature_probe(self) -> Tensor:
+        """The loss whose curvature is measured: that of the probe batch.
+
+        A text is cut to as many sequences as a batch has, or to `PROBE_SAMPLES` positions if that is more: each sample
+        has a loss at many positions, and a Hessian-vector product costs many times a training step.
+        """
+        if self.batches is None or self.loss_function is None:
+            return self.probe()
+        x, y = self._probe_batch()
+        count = max(self.batches.size, PROBE_SAMPLES // max(1, y[0].numel()))
+        with evaluating(self.model):
+            return self.loss_function(self.model(x[:count]), y[:count])
+
     def probe_outputs_and_loss(self) -> tuple[Tensor, Tensor]:
         """The net's outputs for the probe batch, and their loss, in eval mode. A surface's output is its loss."""
         if self.batches is None or self.loss_function is None:
@@ -114,6 +135,13 @@ class Setup:
         with evaluating(self.model):
             outputs = self.model(x)
             return outputs, self.loss_function(outputs, y)
+
+    def evaluate_few(self) -> None:
+        """Run the net in eval mode on the first `PROBE_SAMPLES` training samples; each symbol of a text counts."""
+        assert self.batches is not None
+        x, _ = self.batches.first(PROBE_SAMPLES)
+        per_row = 1 if x.is_floating_point() else x[0].numel()
+        self.outputs(x[: -(-PROBE_SAMPLES // per_row)])
 
     @torch.no_grad()
     def outputs(self, x: Tensor) -> Tensor:
@@ -191,6 +219,19 @@ def build(scenario: Scenario, *, on: torch.device) -> Setup:
             path=Path(model.w),
             scenario=scenario,
         )
+    if isinstance(scenario.model, TwoLayerModel):
+        linear = TwoLayerNet(scenario.model, torch.Generator().manual_seed(run.seed)).to(on, dtype)
+        optimizer = make_optimizer(scenario.optimizer, linear)
+        return Setup(
+            model=linear,
+            optimizer=optimizer,
+            device=on,
+            batches=None,
+            loss_function=None,
+            schedule=_schedule(scenario, optimizer),
+            path=Path(linear.first.weight, linear.strengths),
+            scenario=scenario,
+        )
     data = load(scenario).to(on, dtype)
     model = _network(scenario, data).to(on, dtype)
     optimizer = make_optimizer(scenario.optimizer, model)
@@ -211,11 +252,12 @@ def _network(scenario: Scenario, data: DataSet) -> nn.Module:
         case MlpModel() as spec:
             return Mlp(spec, features=data.features, classes=data.classes, generator=generator)
         case ConvModel() as spec:
-            return ConvNet(spec, features=data.features, classes=data.classes, generator=generator)
+            assert data.image is not None
+            return ConvNet(spec, image=data.image, classes=data.classes, generator=generator)
         case TransformerModel() as spec:
             return Transformer(spec, symbols=data.classes, generator=generator)
-        case SurfaceModel():
-            raise AssertionError("a surface has no data")
+        case SurfaceModel() | TwoLayerModel():
+            raise AssertionError("it has no data")
 
 
 def _batches(scenario: Scenario, data: DataSet) -> Batches | Windows:
@@ -229,13 +271,25 @@ def _batches(scenario: Scenario, data: DataSet) -> Batches | Windows:
 
 def load(scenario: Scenario) -> DataSet:
     """Load the scenario's data, on the CPU. Raises `ValueError` if it is not available."""
-    assert scenario.data is not None
-    if isinstance(scenario.data, DigitsData):
-        return digits.load(scenario.data)
-    if isinstance(scenario.data, TextData):
+    spec, seed = scenario.data, scenario.run.seed
+    assert spec is not None
+    if isinstance(spec, TextData):
         assert isinstance(scenario.model, TransformerModel)
-        return text.load(scenario.model.context)
-    return toys.load(scenario.data, seed=scenario.run.seed)
+        context = scenario.model.context
+        return text.load_own(spec, context) if isinstance(spec, OwnTextData) else text.load(context)
+    match spec:
+        case DigitsData():
+            return digits.load(spec)
+        case ModularAdditionData():
+            return generated.modular_addition(spec, seed=seed)
+        case RareClassesData():
+            return generated.rare_classes(spec, seed=seed)
+        case OwnImagesData():
+            return own_images.load(spec, seed=seed)
+        case OwnPointsData():
+            return own_points.load(spec, seed=seed)
+        case _:
+            return toys.load(spec, seed=seed)
 
 
 def _schedule(scenario: Scenario, optimizer: torch.optim.Optimizer) -> Schedule | None:

@@ -268,7 +268,10 @@ class Control:
             self._progress.broken = True
             if (good := self.undo_stack.last_good()) is not None:
                 lost = self._progress.step - good.step
-                reason += f"; u goes back {lost} step{'s' * (lost != 1)}" if lost else "; u goes back"
+                back = f" {lost} step{'s' * (lost != 1)}" if lost else ""
+                if lost > good.step:  # most of the run would be lost
+                    back += f", to step {good.step}"
+                reason += f"; u goes back{back}"
         reason += " · q: quit" if dropped else ""
         self._process_commands(paused_as=("held", reason))
         self._progress.broken = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -25,7 +26,7 @@ FAR = 1e100  # a start as far away as this is not part of the picture
 class SurfacePainter:
     """Makes the pictures of one run on a surface."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, *, most_doublings: int = MOST_DOUBLINGS) -> None:
         assert isinstance(setup.model, Surface)
         assert setup.path is not None
         self._surface, self._path = setup.model, setup.path
@@ -33,13 +34,13 @@ class SurfacePainter:
         assert isinstance(setup.scenario.model, SurfaceModel)
         self._critical = known_points(setup.scenario.model)
         self._low, self._high = _box(setup.path.start, [point.at for point in self._critical])
-        self._doublings = 0
+        self._doublings, self._most_doublings = 0, most_doublings
 
     def picture(self, columns: int, rows: int) -> SurfacePicture:
         """The picture for `columns` × `rows` cells, with the current weights. A loss of one parameter gets one row."""
         point = tuple(self._surface.w.tolist())
         past = self._path.positions()
-        self._widen([*past, point])
+        self.widen([*past, point])
         columns, rows = grid_size(columns, rows if len(point) == 2 else 1, MAX_SURFACE_CELLS)
         loss, gradient = self._at_point()
         return SurfacePicture(
@@ -75,10 +76,10 @@ class SurfacePainter:
             (gradient,) = torch.autograd.grad(loss, [w])
         return loss.item(), tuple(gradient.tolist())
 
-    def _widen(self, positions: list[tuple[float, ...]]) -> None:
-        """Double the extent until it contains all finite positions, or has been doubled `MOST_DOUBLINGS` times."""
+    def widen(self, positions: Sequence[tuple[float, ...]]) -> None:
+        """Double the extent until it contains all finite positions, or has been doubled as often as allowed."""
         known = [p for p in positions if all(map(math.isfinite, p))]
-        while self._doublings < MOST_DOUBLINGS and not all(self._contains(p) for p in known):
+        while self._doublings < self._most_doublings and not all(self._contains(p) for p in known):
             self._doublings += 1
             half = [(high - low) / 2 for low, high in zip(self._low, self._high, strict=True)]
             self._low = tuple(low - h for low, h in zip(self._low, half, strict=True))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tui_descent.instruments.failures import Failures
 from tui_descent.protocol.layer_names import in_words
 from tui_descent.training.probes.nonfinite_search import Origin, nodes_of, non_finite_in, search
-from tui_descent.training.probes.operation_names import node_operation, possible_causes
+from tui_descent.training.probes.operation_names import all_are_finite, divides_by_data, node_operation, possible_causes
 from tui_descent.training.several_nets import whole_nets
 from tui_descent.training.watch.fault import Fault, lead, where
 from tui_descent.training.watch.nan_guard import nan_buffer, non_finite_weights
@@ -87,14 +87,17 @@ class FaultSearch:
             origin = self._from_gradients(fault)
         found = where(fault, origin)
         text = f"{lead(fault)}{f': {found}' if found else ''}"
+        when = ""
         if not fault.updated:
-            text += ", before the update"
+            when = "before the update"
         elif fault.what == "loss" and fault.gradients is None:
-            text += ", found just after the update"
+            when = "found just after the update"
+        if when:
+            text += f" ({when})" if text.endswith("?") else f", {when}"
         damage = weights if fault.weights is None and fault.updated else None
         damage = damage or buffer
         if damage is not None and damage != origin:
-            text += f"{' Now' if text.endswith('?') else '; now'} {damage.words}"
+            text += f"{' Now' if text.endswith(('?', ')')) else '; now'} {damage.words}"
         cause, layer, operation = ("", None, "") if origin is None else (origin.cause, origin.layer, origin.operation)
         if fault.what == "gradient" and fault.gradients and (not cause or (cause == "backward" and layer is None)):
             layer = fault.gradients.bad[-1]
@@ -166,7 +169,9 @@ class FaultSearch:
     def _from_gradients(self, fault: Fault) -> Origin | None:
         """What the gradients of the layers show, together with the operations in the loss's graph."""
         gradients = fault.gradients
-        if fault.what == "loss" or gradients is None:
+        if fault.what == "loss":
+            return self._from_loss(fault)
+        if gradients is None:
             return None
         last, name = gradients.bad[-1], in_words(gradients.bad[-1])
         if gradients.from_input and gradients.bad == (last,) and not gradients.before:
@@ -176,6 +181,22 @@ class FaultSearch:
         if gradients.finite:
             return Origin("backward", last, words=f"it arises between {in_words(gradients.finite[0])} and {name}")
         return None if gradients.before else self._suspect(fault, self._nodes())
+
+    def _from_loss(self, fault: Fault) -> Origin | None:
+        """What the graph of a non-finite loss lets one suspect, if the weights are finite: an operation in the loss
+        function, or the batch if no operation of the net and the loss can make NaN of finite numbers.
+        """
+        nodes, loss = self._nodes(), self._loss
+        if not nodes or not isinstance(loss, Tensor):
+            return None
+        causes = self._causes(fault, [node for node in nodes if not divides_by_data(node)])
+        if causes:
+            return Origin("loss function", words=f"{' or '.join(list(causes.values())[:2])}?")
+        all_nodes = nodes_of([loss.grad_fn])
+        divisions = [node for node in all_nodes if divides_by_data(node)]
+        if fault.value != "nan" or not all_are_finite(node for node in all_nodes if node not in divisions):
+            return None
+        return Origin("batch", words="NaN in the batch, or 0/0?" if divisions else "NaN in the batch itself?")
 
     def _suspect(self, fault: Fault, nodes: list[Any]) -> Origin:
         """The part after the last layer as the suspect, unless the graph of the loss rules it out."""

@@ -103,7 +103,9 @@ class LossFacts:
         if not self._far[name]:
             self._facts.ended("target scale")
         elif self._far[name] >= SCALE_PASSES:
-            evidence: Evidence = {"rms": distance, "outputs": rms} | ({"question": 1.0} if small else {})
+            evidence: Evidence = {"rms": distance, "outputs": rms}
+            if small:
+                evidence["question"] = 1.0
             self._facts.found("target scale", name or None, evidence, keep=True)
 
     def _check_nll(self, loss: object) -> None:

@@ -478,9 +478,10 @@ class Watch:
         self.control.close()
 
     def _position(self) -> tuple[float, ...] | None:
+        found = None
         with self.failures.guard("the final position"):
-            return position(self.model)
-        return None
+            found = position(self.model)
+        return found  # noqa: RET504 - `guard` keeps what is raised
 
 
 def _undo_stack(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 class DataSet:
     """Inputs `x` (n, features) and class numbers `y` (n,) for training, and the same for the held-out data.
 
-    For text, `x` and `y` are character codes (n,), and the held-out ones are windows (number of windows, context).
+    For text, `x` and `y` are character codes (n,), and the held-out ones are windows (number of windows, context);
+    `symbols` are the characters by code. For images, `image` is their height and width.
     """
 
     x: Tensor
@@ -20,6 +21,8 @@ class DataSet:
     held_out_x: Tensor
     held_out_y: Tensor
     classes: int
+    symbols: str = ""
+    image: tuple[int, int] | None = None
 
     @property
     def features(self) -> int:
@@ -29,12 +32,12 @@ class DataSet:
     def to(self, device: torch.device, dtype: torch.dtype) -> DataSet:
         """Copy the data to a device. Inputs are converted to `dtype`, unless they are character codes."""
         input_dtype = dtype if self.x.is_floating_point() else self.x.dtype
-        return DataSet(
+        return replace(
+            self,
             x=self.x.to(device, input_dtype),
             y=self.y.to(device),
             held_out_x=self.held_out_x.to(device, input_dtype),
             held_out_y=self.held_out_y.to(device),
-            classes=self.classes,
         )
 
 

@@ -26,7 +26,7 @@ def load(spec: DigitsData) -> DataSet:
     x = x - x[:TRAIN].mean(dim=0)
     x = x / x[:TRAIN].std()
     n = spec.subset or TRAIN
-    return DataSet(x=x[:n], y=y[:n], held_out_x=x[TRAIN:], held_out_y=y[TRAIN:], classes=10)
+    return DataSet(x=x[:n], y=y[:n], held_out_x=x[TRAIN:], held_out_y=y[TRAIN:], classes=10, image=(8, 8))
 
 
 def held_out_pixels() -> Tensor:

@@ -1,4 +1,5 @@
-"""Text data without a download: Python's help pages (`pydoc_data.topics`), and batches of random windows of this text.
+"""Text as data: Python's help pages (`pydoc_data.topics`), which need no download, or the user's own text; and batches
+of random windows of it.
 
 The pages differ between Python versions, so a seed reproduces batches only with the same Python version.
 """
@@ -11,6 +12,9 @@ import string
 import torch
 from torch import Tensor
 
+from tui_descent.scenario.own_data import text as own_text
+from tui_descent.scenario.spec import SYMBOLS as SYMBOL_COUNT
+from tui_descent.scenario.spec import OwnTextData
 from tui_descent.training.setup.data.batches import DataSet
 
 # Fixed, because a net's shape must not depend on the Python version.
@@ -28,12 +32,25 @@ def load(context: int) -> DataSet:
     """
     ascii_codes = torch.frombuffer(bytearray(pages(), "ascii", "ignore"), dtype=torch.uint8)
     codes = _CODES[ascii_codes.int()]
-    codes = codes[codes >= 0]
+    return data_set(codes[codes >= 0], SYMBOLS, context)
+
+
+def load_own(spec: OwnTextData, context: int) -> DataSet:
+    """Load the user's own text in the same way, with the characters of that text. Raises `ValueError`."""
+    found = own_text.read(spec, context)
+    code_of = {symbol: code for code, symbol in enumerate(found.symbols)}
+    return data_set(torch.tensor([code_of[character] for character in found.characters]), found.symbols, context)
+
+
+def data_set(codes: Tensor, symbols: str, context: int) -> DataSet:
+    """Character codes (n,) as data: the last tenth is held out. A net has outputs for `spec.SYMBOLS` codes, even if
+    there are fewer symbols.
+    """
     cut = round(len(codes) * (1 - HELD_OUT))
     train, held_out = codes[:cut], codes[cut:]
     starts = torch.linspace(0, len(held_out) - context - 1, HELD_OUT_WINDOWS).long()
     x, y = windows(held_out, starts, context)
-    return DataSet(x=train, y=train[1:], held_out_x=x, held_out_y=y, classes=len(SYMBOLS))
+    return DataSet(x=train, y=train[1:], held_out_x=x, held_out_y=y, classes=SYMBOL_COUNT, symbols=symbols)
 
 
 def pages() -> str:

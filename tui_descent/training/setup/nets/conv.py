@@ -1,8 +1,6 @@
-"""A small convolutional net for square images, made of blocks that knobs can change."""
+"""A small convolutional net for images, made of blocks that knobs can change."""
 
 from __future__ import annotations
-
-import math
 
 from torch import Generator, Tensor, nn
 
@@ -19,11 +17,11 @@ class ConvNet(nn.Module):
     arXiv 1803.08494), `rms` is the same without subtracting the mean.
     """
 
-    def __init__(self, spec: ConvModel, *, features: int, classes: int, generator: Generator) -> None:
+    def __init__(self, spec: ConvModel, *, image: tuple[int, int], classes: int, generator: Generator) -> None:
         super().__init__()
         width = spec.width
         scale = default_scale(spec.depth)
-        self.side = math.isqrt(features)
+        self.image = image
         self.stem = _conv(1, width, spec.init, generator)
         self.blocks = nn.Sequential(
             *(
@@ -42,9 +40,9 @@ class ConvNet(nn.Module):
         self.head = parts.linear(width, classes, spec.init, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, side²) → (B, classes)."""
-        x = x.view(-1, 1, self.side, self.side)
-        h = self.blocks(self.stem(x))  # (B, W, side, side)
+        """(B, height · width) → (B, classes)."""
+        x = x.view(-1, 1, *self.image)
+        h = self.blocks(self.stem(x))  # (B, W, height, width)
         logits: Tensor = self.head(h.mean(dim=(2, 3)))
         return logits
 

@@ -133,7 +133,9 @@ class KickKnob(Knob):
         if context.setup is None:
             raise ValueError(unavailable_in_user_loop("its batches cannot be replayed"))
         generator = context.generator("kick")
-        instrument = Curvature(context.setup.probe, list(context.model.parameters()), seed=generator.initial_seed())
+        instrument = Curvature(
+            context.setup.curvature_probe, list(context.model.parameters()), seed=generator.initial_seed()
+        )
         lowest = instrument.lowest()
         if lowest is None:
             raise ValueError("the curvature is not finite here, so there is no direction to kick along")

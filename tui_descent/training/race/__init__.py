@@ -1,0 +1,1 @@
+"""Races: several optimizers train the same net from the same start, by turns, in one process."""
