@@ -42,10 +42,11 @@ from tui_descent.protocol.commands import (
     Undo,
 )
 from tui_descent.protocol.events import Advice, Diagnosed, KnobState, RunEnded, RunStarted, StateChanged
-from tui_descent.scenario import schedules
+from tui_descent.scenario import presets, schedules
 from tui_descent.scenario.keys import BINDING_OF, KEYS
 from tui_descent.scenario.knobs import KNOBS
 from tui_descent.scenario.spec import ScheduleSpec
+from tui_descent.scenario.toml import to_table
 
 EARLIER = vanishing(30)
 
@@ -550,6 +551,17 @@ async def test_r_switches_residual_connections_on_as_advised() -> None:
     advice = (Advice("residual", "on,way=rezero", "r"),)
     found = Diagnosed(segment=0, step=9, finding="vanishing", sure=0.9, advice=advice)
     async with open_dashboard((120, 40), [*EARLIER, found]) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("r")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [TurnKnob(knob="residual", value="on", way="rezero")]
+
+
+async def test_r_switches_residual_connections_on_as_the_presets_remedy_says() -> None:
+    _, scenario = presets.find("rezero-1000")
+    table = to_table(scenario)
+    earlier = [msgspec.structs.replace(e, scenario=table) if isinstance(e, RunStarted) else e for e in EARLIER]
+    async with open_dashboard((120, 40), earlier) as dashboard:
         await dashboard.shows("residual off")
         await dashboard.press("r")
         await dashboard.wait_until(lambda: bool(dashboard.keeper.received))

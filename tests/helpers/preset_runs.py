@@ -29,12 +29,26 @@ TRUE: dict[str, tuple[str, set[str]]] = {
     "first-descent": ("healthy", {"converged"}),
     "saddle": ("not clear", {"healthy", "saddle", "converged"}),
     "edge-of-stability": ("healthy", {"converged", "rate at the edge"}),
+    "rate-too-small": ("rate too small", set()),
+    "rate-at-the-limit": ("rate too large", set()),
+    "cross-entropy": ("healthy", {"converged"}),
+    "chain-rule": ("healthy", {"converged"}),
+    "careful-init": ("vanishing", set()),
+    "layer-norm": ("exploding", set()),
+    "hundred-layers": ("not clear", {"healthy"}),
+    "rezero-1000": ("vanishing", set()),
+    "activations": ("healthy", {"converged"}),
+    "born-dead": ("dead units", set()),
+    "break-it": ("healthy", {"converged"}),
     "narrow-valley": ("healthy", {"converged"}),
     "monkey-saddle": ("healthy", {"converged", "saddle", "plateau"}),
     "saddles-not-minima": ("healthy", {"converged", "saddle"}),
     "saddle-to-saddle": ("healthy", {"converged", "saddle", "plateau"}),
 }
-SICK = ("vanishing", "exploding", "plateau", "too-hot", "dead-relu", "transformer")
+SICK = (
+    "vanishing", "exploding", "plateau", "too-hot", "dead-relu", "transformer", "rate-too-small", "rate-at-the-limit",
+    "careful-init", "layer-norm", "rezero-1000", "born-dead",
+)  # fmt: skip
 PACED_STEPS = 200
 CURE_STEPS = 250  # how long the advice may take
 SLOWER = {"transformer": 1000}  # longer for these presets
