@@ -29,8 +29,27 @@ TRUE: dict[str, tuple[str, set[str]]] = {
     "first-descent": ("healthy", {"converged"}),
     "saddle": ("not clear", {"healthy", "saddle", "converged"}),
     "edge-of-stability": ("healthy", {"converged", "rate at the edge"}),
+    "transformer-deep": ("vanishing", set()),
+    "post-ln": ("vanishing", set()),
+    "spirals": ("vanishing", set()),
+    "digits": ("healthy", {"converged"}),
+    "rare-classes": ("healthy", {"converged"}),
+    "grokking": ("converged", {"healthy"}),
+    "own-points": ("healthy", {"converged"}),
+    "own-images": ("healthy", {"converged"}),
+    "own-text": ("healthy", {"converged"}),
 }
-SICK = ("vanishing", "exploding", "plateau", "too-hot", "dead-relu", "transformer")
+SICK = (
+    "vanishing",
+    "exploding",
+    "plateau",
+    "too-hot",
+    "dead-relu",
+    "transformer",
+    "transformer-deep",
+    "post-ln",
+    "spirals",
+)
 PACED_STEPS = 200
 CURE_STEPS = 250  # how long the advice may take
 SLOWER = {"transformer": 500}  # longer for these presets
