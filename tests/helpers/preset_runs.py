@@ -25,36 +25,27 @@ TRUE: dict[str, tuple[str, set[str]]] = {
     "too-hot": ("diverged", {"diverging", "exploding"}),
     "dead-relu": ("dead units", set()),
     "transformer": ("vanishing", set()),
+    "transformer-deep": ("vanishing", set()),
+    "post-ln": ("vanishing", set()),
+    "rare-classes": ("healthy", {"converged"}),
+    "grokking": ("converged", {"healthy"}),
+    "spirals": ("vanishing", set()),
+    "digits": ("healthy", {"converged"}),
+    "own-text": ("healthy", {"converged"}),
+    "own-images": ("healthy", {"converged"}),
+    "own-points": ("healthy", {"converged"}),
     "healthy": ("healthy", {"converged"}),
     "first-descent": ("healthy", {"converged"}),
     "saddle": ("not clear", {"healthy", "saddle", "converged"}),
     "edge-of-stability": ("healthy", {"converged", "rate at the edge"}),
-    "transformer-deep": ("vanishing", set()),
-    "post-ln": ("vanishing", set()),
-    "spirals": ("vanishing", set()),
-    "digits": ("healthy", {"converged"}),
-    "rare-classes": ("healthy", {"converged"}),
-    "grokking": ("converged", {"healthy"}),
-    "own-points": ("healthy", {"converged"}),
-    "own-images": ("healthy", {"converged"}),
-    "own-text": ("healthy", {"converged"}),
 }
-SICK = (
-    "vanishing",
-    "exploding",
-    "plateau",
-    "too-hot",
-    "dead-relu",
-    "transformer",
-    "transformer-deep",
-    "post-ln",
-    "spirals",
-)
+SICK = ("vanishing", "exploding", "plateau", "too-hot", "dead-relu", "transformer")
 PACED_STEPS = 200
 CURE_STEPS = 250  # how long the advice may take
 SLOWER = {"transformer": 500}  # longer for these presets
 FASTEST = {"edge-of-stability": 1200}  # steps at full speed, where the preset's own number takes too long
 CURED = 0.8  # of the loss without the advice
+SICK += ("transformer-deep", "post-ln", "spirals")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
