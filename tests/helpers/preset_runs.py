@@ -25,6 +25,15 @@ TRUE: dict[str, tuple[str, set[str]]] = {
     "too-hot": ("diverged", {"diverging", "exploding"}),
     "dead-relu": ("dead units", set()),
     "transformer": ("vanishing", set()),
+    "transformer-deep": ("vanishing", set()),
+    "post-ln": ("vanishing", set()),
+    "rare-classes": ("healthy", {"converged"}),
+    "grokking": ("converged", {"healthy"}),
+    "spirals": ("vanishing", set()),
+    "digits": ("healthy", {"converged"}),
+    "own-text": ("healthy", {"converged"}),
+    "own-images": ("healthy", {"converged"}),
+    "own-points": ("healthy", {"converged"}),
     "healthy": ("healthy", {"converged"}),
     "first-descent": ("healthy", {"converged"}),
     "saddle": ("not clear", {"healthy", "saddle", "converged"}),
@@ -54,6 +63,7 @@ CURE_STEPS = 250  # how long the advice may take
 SLOWER = {"transformer": 1000}  # longer for these presets
 FASTEST = {"edge-of-stability": 1200}  # steps at full speed, where the preset's own number takes too long
 CURED = 0.8  # of the loss without the advice
+SICK += ("transformer-deep", "post-ln", "spirals")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
