@@ -88,7 +88,7 @@ class Sampler:
             requested = step in self._at or (self._every > 0 and step % self._every == 0)
             tiers = Tiers(True, True, True) if requested else None
         elif self._budget <= 0:
-            tiers = Tiers() if step in self._at else None
+            tiers = Tiers(signals=True, slow=True) if step in self._at else None
         else:
             tiers = self._within_budget(step, pauses=pauses)
         if tiers is not None:

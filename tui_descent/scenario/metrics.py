@@ -11,6 +11,7 @@ from tui_descent.protocol.events import (
     Evaluated,
     Layer,
     LayersChanged,
+    LedgerTaken,
     ReadingsTaken,
     RunEnded,
     RunStarted,
@@ -26,6 +27,8 @@ METRICS = {
     "inf if it does not get there before `at`",
     "accuracy": "held-out accuracy at the run's end, or in the newest evaluation up to step `at`",
     "first_to_last_grad": "grad_rms of the first block's weight divided by the last block's, at step `at`",
+    "chain_product": "product of all blocks' factors ‖dL/dx‖/‖dL/dy‖ by the chain rule, at step `at`",
+    "chain_error": "largest relative difference of the blocks' dL/dx, by the chain rule and by autograd, at step `at`",
     "global_grad_norm": "L2 norm of all gradients as the optimizer receives them, at step `at`",
     "grad_norm_preclip": "L2 norm of all gradients before clipping, at step `at`; only while clipping is on",
     "update_ratio": "median over the layers of ‖Δ‖/‖W‖, at step `at`",
@@ -48,6 +51,8 @@ METRIC_WORDS = {
     "steps_to": "steps to a loss below {target:g}",
     "accuracy": "held-out accuracy",
     "first_to_last_grad": "gradient of the first block ÷ last block",
+    "chain_product": "product of the blocks' factors",
+    "chain_error": "chain rule against autograd, relative difference",
     "global_grad_norm": "norm of the gradient",
     "grad_norm_preclip": "norm of the gradient before clipping",
     "update_ratio": "typical ‖ΔW‖/‖W‖",
@@ -61,7 +66,10 @@ METRIC_WORDS = {
     "status": "end of the run",
     "steps": "steps",
 }
-NEEDS_READING = frozenset({"first_to_last_grad", "global_grad_norm", "grad_norm_preclip", "update_ratio", "dead_layer"})
+FROM_LEDGER = frozenset({"chain_product", "chain_error"})
+NEEDS_READING = FROM_LEDGER.union(
+    {"first_to_last_grad", "global_grad_norm", "grad_norm_preclip", "update_ratio", "dead_layer"}
+)
 NEEDS_CURVATURE = frozenset({"sharpness", "lambda_min", "negative_fraction", "stability_limit", "edge"})
 NEEDS_TARGET = frozenset({"steps_to"})
 WORDS = frozenset({"status"})  # their values are words, not numbers
@@ -73,6 +81,7 @@ class Transcript:
     def __init__(self, events: Iterable[AnyEvent] = ()) -> None:
         self.losses: dict[int, float] = {}
         self.readings: dict[int, ReadingsTaken] = {}
+        self.ledgers: dict[int, LedgerTaken] = {}
         self.curvatures: dict[int, CurvatureTaken] = {}
         self.evaluated: dict[int, Evaluated] = {}
         self.layers: dict[int, tuple[Layer, ...]] = {}  # by the `structure` number that readings carry
@@ -87,6 +96,8 @@ class Transcript:
                 self.losses.update(zip(range(event.first, event.first + len(event.losses)), event.losses, strict=True))
             case ReadingsTaken():
                 self.readings[event.step] = event
+            case LedgerTaken():
+                self.ledgers[event.step] = event
             case CurvatureTaken():
                 self.curvatures[event.step] = event
             case Evaluated():
@@ -104,6 +115,8 @@ class Transcript:
         self, name: str, at: int | None = None, *, target: float | None = None, since: int = 0
     ) -> float | str | None:
         """A metric's value; None if the run has no value for it. `steps_to` counts from step `since`."""
+        if name in FROM_LEDGER:
+            return ledger_value(name, self.ledgers.get(at if at is not None else max(self.ledgers, default=-1)))
         if name in NEEDS_READING:
             return self._reading_metric(name, at)
         if name in NEEDS_CURVATURE:
@@ -160,6 +173,16 @@ class Transcript:
             "stability_limit": None if taken.limit is None else taken.limit.lambda_max,
             "edge": taken.edge,
         }[name]
+
+
+def ledger_value(name: str, ledger: LedgerTaken | None) -> float | None:
+    """One of the metrics `FROM_LEDGER`. None if a block's value is not known."""
+    if ledger is None or not ledger.entries:
+        return None
+    if name == "chain_product":
+        return ledger.entries[0].product
+    off = [entry.discrepancy for entry in ledger.entries]
+    return None if None in off else max(value for value in off if value is not None)
 
 
 def _size(loss: float) -> float:

@@ -15,7 +15,7 @@ from tui_descent.scenario.claims import claim_sentence, holds
 from tui_descent.scenario.key_words import how_to_press
 from tui_descent.scenario.knob_table import NEUTRAL_KNOBS
 from tui_descent.scenario.knobs import parse, parse_at
-from tui_descent.scenario.metrics import NEEDS_CURVATURE, NEEDS_READING
+from tui_descent.scenario.metrics import FROM_LEDGER, NEEDS_CURVATURE, NEEDS_READING, ledger_value
 from tui_descent.scenario.presets import names
 from tui_descent.scenario.spec import UNDO, Claim, Scenario
 from tui_descent.telemetry.history import History
@@ -285,6 +285,10 @@ def _curvature(metric: str, step: int | None, history: History) -> tuple[float |
 
 def _reading(metric: str, step: int | None, history: History) -> tuple[float | None, int | None]:
     """A value from a reading. Over the whole run, only the gradients of the layers are kept."""
+    if metric in FROM_LEDGER:
+        ledger = history.ledger
+        near = ledger is not None and (step is None or abs(ledger.step - step) <= history.steps / 10)
+        return (ledger_value(metric, ledger), ledger.step) if ledger is not None and near else (None, None)
     grads = history.grads.get(history.segment)
     if metric != "first_to_last_grad" or grads is None:
         return None, None
