@@ -195,3 +195,13 @@ def test_sharpness_panel_draws_the_limit_and_the_readings() -> None:
     rows = text(SharpnessPanel(), look, 80, 8)
     assert "─" in rows
     assert "•" in rows
+
+
+def test_the_curvature_panel_is_not_cut_at_80_columns() -> None:
+    limit = StabilityLimit(lambda_max=12_667.0, formula="2(1+β₁)/((1−β₁)η)", preconditioned=True)
+    first = msgspec.structs.replace(curved(10, 3.0, -1.0), limit=limit, scaled=eigenvalues(3.0, -1.0))
+    rare = msgspec.structs.replace(first.hessian, negative_fraction=0.19, parameters=13_130)
+    later = msgspec.structs.replace(first, step=1_200)
+    history = view(msgspec.structs.replace(first, hessian=rare), later)
+    assert "…" not in text(CurvaturePanel(), history, 78, 6)
+    assert "at step 10" in text(CurvaturePanel(), history, 118, 6)

@@ -67,7 +67,17 @@ async def test_the_gallery_returns_to_the_preset_that_was_left() -> None:
         assert _highlighted(app) == "saddle"
 
 
-@pytest.mark.parametrize(("typed", "left"), [("curv", ["saddle", "edge-of-stability"]), ("RELU", ["dead-relu"])])
+CURVATURE = [
+    "narrow-valley",
+    "saddle",
+    "monkey-saddle",
+    "saddles-not-minima",
+    "saddle-to-saddle",
+    "edge-of-stability",
+]
+
+
+@pytest.mark.parametrize(("typed", "left"), [("curv", CURVATURE), ("RELU", ["dead-relu"])])
 async def test_the_filter_finds_names_themes_and_titles(typed: str, left: list[str]) -> None:
     app = GalleryApp()
     async with app.run_test(size=(80, 24)) as pilot:

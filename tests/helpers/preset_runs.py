@@ -29,11 +29,15 @@ TRUE: dict[str, tuple[str, set[str]]] = {
     "first-descent": ("healthy", {"converged"}),
     "saddle": ("not clear", {"healthy", "saddle", "converged"}),
     "edge-of-stability": ("healthy", {"converged", "rate at the edge"}),
+    "narrow-valley": ("healthy", {"converged"}),
+    "monkey-saddle": ("healthy", {"converged", "saddle", "plateau"}),
+    "saddles-not-minima": ("healthy", {"converged", "saddle"}),
+    "saddle-to-saddle": ("healthy", {"converged", "saddle", "plateau"}),
 }
 SICK = ("vanishing", "exploding", "plateau", "too-hot", "dead-relu", "transformer")
 PACED_STEPS = 200
 CURE_STEPS = 250  # how long the advice may take
-SLOWER = {"transformer": 700}  # longer for these presets
+SLOWER = {"transformer": 1000}  # longer for these presets
 FASTEST = {"edge-of-stability": 1200}  # steps at full speed, where the preset's own number takes too long
 CURED = 0.8  # of the loss without the advice
 

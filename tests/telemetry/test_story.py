@@ -151,6 +151,8 @@ def test_the_hint_at_the_end_names_what_was_not_tried() -> None:
     history = history_of(vanishing(600, 10_000))
     history.apply(StateChanged(state="waiting"))
     assert next_hint(SCENARIO, history) == "restart (R), then press r"
+    history.apply(turned(600, "30", "60", knob="pace"))
+    assert next_hint(SCENARIO, history) == "restart (R), then press r"
     history.apply(turned(600, "off", "on"))
     assert next_hint(SCENARIO, history) == "press space to see what the change does"
     history.apply(steps(600, [2.0]))

@@ -219,8 +219,6 @@ def _story(name: str, found: Scenario | str) -> RenderableType:
     text = Text()
     text.append(safe(found.title), style=colours.BRIGHT)
     facts = f"{about(found)} · {found.optimizer.name}, learning rate {found.optimizer.lr:g} · {found.run.steps:,} steps"
-    if found.run.pace != "max":
-        facts += f" in {length(found)}"
     text.append(f"\n{facts}\n\n", style=colours.DIM)
     if still := presets.still(name):
         text.append(f"{still}\n", style=colours.PICTURE)

@@ -12,6 +12,7 @@ MAX_SURFACE_CELLS = 12_288
 MAX_PATH = 768  # positions of the path on a surface
 MAX_RACE_PATHS = 1536  # positions of all paths of a race together
 MAX_SAMPLES = 512  # points of a data set in the plane
+MAX_INDEX_PATH, MAX_FOUND = 512, 64  # pictures of the path, and critical points
 MAX_DIGITS = 96  # images
 MAX_IMAGE_SIDE = 16  # larger images are made smaller
 MAX_CONFUSIONS = 8
@@ -65,6 +66,38 @@ class RacePicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
 
     surface: SurfacePicture
     lanes: tuple[LanePath, ...]
+
+
+class FoundPoint(msgspec.Struct, frozen=True):
+    """A critical point of the loss that was found: `index` of the Hessian's eigenvalues are negative there."""
+
+    kind: Literal["minimum", "saddle"]
+    index: int
+    loss: float
+
+
+class IndexPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="index"):
+    """The loss of a small net against its index, the number of negative eigenvalues of the Hessian, along the run.
+
+    `path` has the bytes of an `array('f')`: index and loss at each picture so far, the last one now. `found` are the
+    critical points that were found by minimising ‖∇L‖² from there, each once. `parameters` is the largest index.
+    """
+
+    parameters: int
+    path: bytes
+    found: tuple[FoundPoint, ...]
+
+
+class ModesPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="modes"):
+    """How much of each mode of its map a two-layer net has learnt. `targets` are the map's singular values.
+
+    `steps` are the bytes of an `array('q')`: numbers of updates, the oldest first, the last one is the current. For
+    each of them, `strengths`, the bytes of an `array('f')`, has the strength of each mode, from 0 to its target.
+    """
+
+    targets: tuple[float, ...]
+    steps: bytes
+    strengths: bytes
 
 
 class RegionsPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="regions"):
@@ -174,7 +207,15 @@ class ClassesPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
 
 
 TaskPicture = (
-    SurfacePicture | RacePicture | RegionsPicture | DigitsPicture | TextPicture | AdditionPicture | ClassesPicture
+    SurfacePicture
+    | RacePicture
+    | ModesPicture
+    | IndexPicture
+    | RegionsPicture
+    | DigitsPicture
+    | TextPicture
+    | AdditionPicture
+    | ClassesPicture
 )
 
 

@@ -21,6 +21,8 @@ from tui_descent.scenario.spec import (
     SurfaceModel,
     TextData,
     TransformerModel,
+    TwoLayerModel,
+    WithoutData,
     ends,
 )
 
@@ -93,6 +95,8 @@ def parameter_count(scenario: Scenario) -> int:
     model, (inputs, classes) = scenario.model, _ends(scenario)
     if isinstance(model, SurfaceModel):
         return len(model.start)
+    if isinstance(model, TwoLayerModel):
+        return 2 * model.width**2
     width = model.width
     norm = {"none": 0, "layer": 2 * width, "rms": width}[model.norm.name]
     head = classes * (width + 1)
@@ -118,7 +122,7 @@ def _ends(scenario: Scenario) -> tuple[int, int]:
 def _activation_count(scenario: Scenario) -> int:
     """A lower bound of how many numbers autograd keeps of one forward pass: the inputs of all layers."""
     model, data = scenario.model, scenario.data
-    if isinstance(model, SurfaceModel) or data is None:
+    if isinstance(model, WithoutData) or data is None:
         return 0
     match model:
         case MlpModel():

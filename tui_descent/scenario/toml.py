@@ -22,6 +22,8 @@ from tui_descent.scenario.spec import (
     SurfaceModel,
     TextData,
     TransformerModel,
+    TwoLayerModel,
+    WithoutData,
     surface_name,
 )
 from tui_descent.scenario.toml_limits import excess
@@ -169,8 +171,9 @@ def _absolute(value: Any, folder: Path) -> Any:
 def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
     """Problems with values that are valid by themselves but not in combination."""
     found: list[Problem] = []
-    if isinstance(s.model, SurfaceModel):
-        found += _surface_problems(s, s.model)
+    if isinstance(s.model, WithoutData):
+        found += _own_loss_problems(s)
+        found += _surface_problems(s, s.model) if isinstance(s.model, SurfaceModel) else _two_layer_problems(s.model)
     else:
         if s.data is None:
             found.append(Problem("data", 'missing; a network needs data, for example [data] name = "digits"'))
@@ -197,10 +200,8 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
         except ValueError as error:
             found.append(Problem(f"plan[{n}].turn", str(error)))
             continue
-        if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
-            found.append(
-                Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; a test surface has no blocks")
-            )
+        if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, WithoutData):
+            found.append(Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; {_what(s)} has none"))
     try:
         lanes_of(s.optimizer, s.race.optimizers)
     except ValueError as error:
@@ -226,15 +227,15 @@ def _remedy_problems(s: Scenario, n: int, text: str) -> list[Problem]:
         command = knobs.parse(text)
     except ValueError as error:
         return [Problem(f"remedy[{n}]", f'{error}; "{UNDO}" is allowed, too')]
-    if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
-        return [Problem(f"remedy[{n}]", f"{command.knob} needs a network with blocks; a test surface has no blocks")]
+    if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, WithoutData):
+        return [Problem(f"remedy[{n}]", f"{command.knob} needs a network with blocks; {_what(s)} has none")]
     return []
 
 
 def _family_problems(s: Scenario) -> list[Problem]:
     """Problems that depend on the type of the network: its data and its own fields."""
     found: list[Problem] = []
-    residual = None if isinstance(s.model, SurfaceModel) else s.model.residual
+    residual = None if isinstance(s.model, WithoutData) else s.model.residual
     if residual is not None and residual.way == "rezero" and residual.scale is not None:
         text = f"found {residual.scale:g}; with rezero the scale is learnt and starts at 0; remove it"
         found.append(Problem("model.residual.scale", text))
@@ -255,12 +256,29 @@ def _family_problems(s: Scenario) -> list[Problem]:
     return found
 
 
-def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:
+def _what(s: Scenario) -> str:
+    return "a test surface" if isinstance(s.model, SurfaceModel) else "a two-layer net"
+
+
+def _own_loss_problems(s: Scenario) -> list[Problem]:
+    """Problems with tables that a model without data does not accept."""
     found = []
     if s.data is not None:
-        found.append(Problem("data", "a test surface does not accept data; remove the table"))
+        found.append(Problem("data", f"{_what(s)} does not accept data; remove the table"))
     if s.loss is not None:
-        found.append(Problem("loss", "a test surface is itself the loss; remove the table"))
+        found.append(Problem("loss", f"{_what(s)} is itself the loss; remove the table"))
+    return found
+
+
+def _two_layer_problems(model: TwoLayerModel) -> list[Problem]:
+    if len(model.singular_values) <= model.width:
+        return []
+    text = f"found {len(model.singular_values)} values; allowed: at most model.width = {model.width}"
+    return [Problem("model.singular_values", text)]
+
+
+def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:
+    found = []
     if s.optimizer.name == "muon":
         found.append(Problem("optimizer.name", "muon needs weight matrices; a test surface has no matrices"))
     if model.formula is not None:

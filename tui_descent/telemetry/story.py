@@ -48,7 +48,8 @@ def next_hint(scenario: Scenario, history: History) -> str:
     """What the learner can do now, in words; empty if the story names nothing more."""
     state = history.state.state
     if not history.live or state == "waiting":
-        if history.live and any(made.step == history.steps for made in _in_force(history)):
+        changed = [made for made in _in_force(history) if made.knob not in NEUTRAL_KNOBS]
+        if history.live and any(made.step == history.steps for made in changed):
             return "press space to see what the change does"
         again = next(_to_try_again(scenario, history), "")
         return f"restart (R), then {again}" if again else "restart (R), or choose another preset (p)"
@@ -199,7 +200,7 @@ def _judged(claim: Claim, scenario: Scenario, history: History, name: str) -> Cl
         elif claim.metric in NEEDS_READING:
             why = f"not kept by the dashboard; presets {name} --verify tests it"
         return ClaimResult(words, why, "not tested")
-    digits = ".12g" if isinstance(claim.equals, float) else ".4g"
+    digits = ".12g" if isinstance(claim.equals, float) and claim.within < 1e-6 else ".4g"
     shown = value if isinstance(value, str) else format(value, digits)
     where = f" at step {read_at:,}" if read_at is not None and read_at != claim.at else ""
     return ClaimResult(words, f"{shown}{where}", "held" if holds(claim, value) else "not held")

@@ -10,7 +10,7 @@ from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import RunStarted
 from tui_descent.protocol.launch import Launch
 from tui_descent.scenario import knobs
-from tui_descent.scenario.spec import Scenario, SurfaceModel, about
+from tui_descent.scenario.spec import Scenario, SurfaceModel, TwoLayerModel, about
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.steering.steering import Steering
 
@@ -26,8 +26,19 @@ def steering_of(setup: Setup, *, pace: float | None) -> Steering:
         seed=scenario.run.seed,
         steps=scenario.run.steps,
         clip=scenario.optimizer.clip,
-        init="" if isinstance(scenario.model, SurfaceModel) else scenario.model.init.name,
+        init=_init_of(scenario),
     )
+
+
+def _init_of(scenario: Scenario) -> str:
+    """The name of the initialisation; empty for a test surface."""
+    match scenario.model:
+        case SurfaceModel():
+            return ""
+        case TwoLayerModel():
+            return "normal"
+        case model:
+            return model.init.name
 
 
 def plan_of(scenario: Scenario, launch: Launch) -> list[tuple[int, TurnKnob | str]]:

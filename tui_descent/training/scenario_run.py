@@ -52,7 +52,8 @@ def train_scenario(link: KeeperLink, stop: StopOnSignal | None = None) -> int:
         device = build.select_device(scenario.run.device, dtype=scenario.run.dtype)
         if not link.launch.force:
             undo = link.launch.socket is not None and not link.launch.race
-            _check_memory(scenario, device, link.launch.race, undo_budget=link.launch.undo_budget, undo=undo)
+            budget, race = link.launch.undo_budget, link.launch.race
+            _check_memory(scenario, device, undo_budget=budget, undo=undo, race=race)
     except ValueError as error:  # its message is for the user: no traceback
         return _failed(link, str(error))
     try:
@@ -97,7 +98,7 @@ def _failed(link: KeeperLink, reason: str) -> int:
 
 
 def _check_memory(
-    scenario: Scenario, device: torch.device, race: tuple[str, ...], *, undo: bool, undo_budget: int | None
+    scenario: Scenario, device: torch.device, *, undo: bool, undo_budget: int | None, race: tuple[str, ...] = ()
 ) -> None:
     """Raises `ValueError` if the run does not fit into the device's free memory."""
     free = memory_budget.free_bytes(device) if device.type != "cpu" else free_memory.free_bytes()

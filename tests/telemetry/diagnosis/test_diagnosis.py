@@ -607,7 +607,7 @@ def test_loss_that_falls_is_healthy_a_level_one_only_converged_if_it_is_tiny() -
 
 @pytest.mark.parametrize(
     ("norms", "text"),
-    [([0.1, 0.1], "gradient norm 1e-01"), ([0.1, 0.002], "gradient norms 2e-03 to 1e-01")],
+    [([0.1, 0.1], "gradient norm 0.1"), ([0.1, 0.002], "gradients 0.002 to 0.1")],
 )
 def test_unclear_run_shows_the_range_of_the_gradients(norms: list[float | None], text: str) -> None:
     diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd", user_loop=True))

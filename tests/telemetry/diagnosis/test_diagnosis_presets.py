@@ -191,6 +191,25 @@ def test_descent_of_a_parabola_has_no_problem() -> None:
         assert _said(diagnosis) in ("healthy", "nothing", "not clear"), step
 
 
+def test_the_curvature_of_a_saddle_is_forgotten_after_the_point_has_left_it() -> None:
+    """The curvature is measured only while its view is open, here on the saddle; the run ends in a minimum."""
+    scenario = preset("saddle")
+    observed = Observed(scenario)
+    curvature = Curvature(observed.setup.probe, observed.parameters)
+    diagnosis = diagnosis_of(scenario, observed.seen)
+    said = []
+    for step in range(1200):
+        if step in (360, 420, 480):
+            reading = curvature.measure()
+            diagnosis.add_curvature(reading.lambda_max, reading.lambda_min)
+        observed.run(1, every=10)
+        feed(diagnosis, observed.seen, [step])
+        said.append(_said(diagnosis))
+    assert set(said[480:600]) == {"saddle"}
+    assert abs(observed.seen.losses[800] + 1) < 1e-3
+    assert "saddle" not in said[800:]
+
+
 def test_saddle_is_found_from_where_the_loss_is_flat_until_it_falls() -> None:
     """Flat means that twenty steps change the loss by less than 2 % of the first one."""
     scenario = preset("saddle")

@@ -93,7 +93,8 @@ case(
     "softmax twice", gets="softmax", loss=2.3, lowest=1.46, question=1.0,
 )  # fmt: skip
 case("Layer 1, a batch norm, gets a batch of one sample.", "batch norm of one sample", "1", norms=1.0)
-case("The inputs of conv1 have an rms of 147: normalise them.", "input scale", "conv1", rms=146.66)
+case("The inputs of conv1 have rms 147: normalise them.", "input scale", "conv1", rms=146.66)
+case("The inputs of …ention.out_proj have rms 7.07e-07: normalise them.", "input scale", LONG, rms=7.07e-7)
 case(
     "Outputs (64, 1) and targets (64) are broadcast: reshape one.",
     "all pairs", samples=64.0, loss="mse", outputs="(64, 1)", targets="(64)",

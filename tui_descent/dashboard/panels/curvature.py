@@ -46,11 +46,11 @@ class CurvaturePanel(Panel):
         taken, read = found[-1], found[-1].hessian
         lines = [_eigenvalue("λmax", read.lambda_max, read.error_max, method(read, read.residual_max))]
         if taken.scaled is not None:
-            words = f"{method(taken.scaled, taken.scaled.residual_max)}; λmax of the preconditioned Hessian"
+            words = f"{method(taken.scaled, taken.scaled.residual_max)}; preconditioned Hessian"
             lines.append(_eigenvalue("precond.", taken.scaled.lambda_max, taken.scaled.error_max, words))
         lines.append(_limit(taken, width))
         lowest = _eigenvalue("λmin", read.lambda_min, read.error_min, method(read, read.residual_min))
-        lines += [lowest.add(*_meaning_of_lambda_min(read)), _negative_share(found), _cost(taken)]
+        lines += [lowest.add(*_meaning_of_lambda_min(read)), _negative_share(found, width), _cost(taken)]
         return [line.to_strip(width) for line in lines[:height]]
 
 
@@ -96,7 +96,7 @@ def _meaning_of_lambda_min(read: CurvatureReading) -> tuple[str, Style]:
     return "; positive in every direction", colours.GREEN
 
 
-def _negative_share(found: list[CurvatureTaken]) -> Line:
+def _negative_share(found: list[CurvatureTaken], width: int) -> Line:
     latest = next((taken for taken in reversed(found) if taken.hessian.negative_fraction is not None), None)
     if latest is None or latest.hessian.negative_fraction is None:
         return _row("below 0", "–").add("not measured yet", colours.DIM)
@@ -105,7 +105,8 @@ def _negative_share(found: list[CurvatureTaken]) -> Line:
     how = "counted" if read.how == "full Hessian" else "estimated by Lanczos"
     threshold = read.negative_below * max(abs(read.lambda_max), abs(read.lambda_min))
     line.add(f"of {with_commas(read.parameters)} are below -{threshold:.0e}, {how}", colours.DIM)
-    return line.add("" if latest is found[-1] else f" at step {with_commas(latest.step)}", colours.DIM)
+    when = "" if latest is found[-1] else f" at step {with_commas(latest.step)}"
+    return line.add(when if line.width + len(when) <= width else "", colours.DIM)
 
 
 def _cost(taken: CurvatureTaken) -> Line:

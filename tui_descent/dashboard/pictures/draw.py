@@ -6,12 +6,14 @@ from textual.strip import Strip
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.charts.plane import plane_size
-from tui_descent.dashboard.pictures import addition, classes, digits, race, regions, surface, text
+from tui_descent.dashboard.pictures import addition, classes, digits, index, modes, race, regions, surface, text
 from tui_descent.protocol.events import TaskTaken
 from tui_descent.protocol.task_pictures import (
     AdditionPicture,
     ClassesPicture,
     DigitsPicture,
+    IndexPicture,
+    ModesPicture,
     RacePicture,
     RegionsPicture,
     SurfacePicture,
@@ -41,6 +43,10 @@ class Drawings:
                 return [surface.numbers(taken, width), *surface.draw(picture, width, below, depth, self._maps)]
             case RacePicture() as picture:
                 return [race.numbers(taken, width), *race.draw(picture, width, below, depth, self._maps)]
+            case IndexPicture() as picture:
+                return [index.numbers(taken, width), *index.draw(picture, width, below)]
+            case ModesPicture() as picture:
+                return [modes.numbers(taken, width), *modes.draw(picture, width, below)]
             case RegionsPicture() as picture:
                 return [regions.numbers(taken, width), *regions.draw(picture, width, below, depth)]
             case DigitsPicture() as picture:
@@ -60,6 +66,10 @@ def title(picture: TaskPicture) -> str:
             return "contour map of the loss" if len(picture.point) == 2 else "the loss as a function of w"
         case RacePicture():
             return "the path of each lane"
+        case IndexPicture():
+            return "loss against the number of negative curvatures"
+        case ModesPicture():
+            return "how much of each mode is learnt"
         case RegionsPicture():
             return "the class that the net predicts"
         case DigitsPicture():
@@ -79,6 +89,10 @@ def legend(picture: TaskPicture, depth: Depth, width: int) -> str:
             return surface.legend(picture, width)
         case RacePicture():
             return race.legend(picture)
+        case IndexPicture():
+            return index.legend()
+        case ModesPicture():
+            return modes.legend(picture)
         case RegionsPicture():
             return regions.legend(depth)
         case DigitsPicture():

@@ -71,6 +71,7 @@ FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
 KEPT_READINGS = 40
 RATES = ("rate too small", "rate too large", "diverging")  # a further change of the rate may help them
+LEFT_SADDLE = 0.05  # of a surface's first loss: a change after which the last curvature does not count any more
 FALLEN_AGAIN = 0.7  # of the loss at which a run was called converged
 EARLY = 4  # the first steps of a window, before small updates have changed much
 
@@ -113,6 +114,7 @@ class Diagnosis:
         self._numerics: Finding | None = None
         self._finite = 0  # losses since the last non-finite loss
         self._curvature: Curvature | None = None
+        self._curvature_loss = 0.0  # where it was measured
         self._said: Finding | None = None  # the judgement of the loss and the gradients
         self._said_at = 0  # the step count of the last change
         self._others: deque[tuple[str | None, int]] = deque(maxlen=CHANGE_EVERY)  # judgements unlike the current one
@@ -194,6 +196,7 @@ class Diagnosis:
     def add_curvature(self, lambda_max: float, lambda_min: float, *, edge: float | None = None) -> None:
         """The Hessian's extreme eigenvalues. `edge`: λmax over the stability limit, so λmax·η/2 for plain SGD."""
         first = self._curvature is None
+        self._curvature_loss = self._newest_loss
         self._curvature, self._curvature_requested = Curvature(lambda_max, lambda_min, edge), True
         if first:  # a viewer has asked for the curvature, which can show what readings cannot
             self._judge(at_once=True)
@@ -435,11 +438,23 @@ class Diagnosis:
         classes, guess = self.context.classes, self.context.guess
         return math.log(classes) if classes else (self._run_first_loss or 0.0) if guess is None else guess
 
+    @property
+    def _newest_loss(self) -> float:
+        losses = list(self._losses)[-TAIL:]
+        return statistics.fmean(losses) if losses else 0.0
+
+    def _forget_old_curvature(self) -> None:
+        """When the loss of a surface has changed, the point is elsewhere, and has another curvature."""
+        moved = abs(self._newest_loss - self._curvature_loss)
+        if self.context.surface and moved > LEFT_SADDLE * abs(self._guess):
+            self._curvature, self._curvature_requested = None, False
+
     def features(self) -> Features | None:
         """The window in numbers; None in its first steps."""
         first_reading = self._first_reading
         if first_reading is None or self._step_count < MIN_STEPS or self._taken < MIN_READINGS:
             return None
+        self._forget_old_curvature()
         losses = list(self._losses)
         self._best = min(self._best, statistics.fmean(losses[-TAIL:]))
         window = Window(
@@ -562,5 +577,5 @@ def _gradients(f: Features, reading: ReadingsTaken) -> str:
     known = [norm for norm in norms if norm is not None]
     if not known:
         return "gradients not measured"
-    least, most = f"{min(known):.0e}", f"{max(known):.0e}"
-    return f"gradient norm {most}" if least == most else f"gradient norms {least} to {most}"
+    least, most = f"{min(known):.1g}", f"{max(known):.1g}"
+    return f"gradient norm {most}" if least == most else f"gradients {least} to {most}"

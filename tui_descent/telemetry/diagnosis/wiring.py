@@ -222,7 +222,7 @@ RULES: tuple[Rule, ...] = (
         condition="the rms of the non-zero inputs of the first layer is below 1e-2 or above 1e2, or all of them are 0, "
         "in 2 measured steps in a row; not if this layer is an embedding or a norm",
         threshold="1e-2 and 1e2; weights are initialised for an rms of 1 (Glorot & Bengio 2010, He et al. 2015)",
-        sentence="The inputs of {layer} have an rms of {rms:.3g}: normalise them.",
+        sentence="The inputs of {layer} have rms {rms:.3g}: normalise them.",
         check="Print x.square().mean().sqrt() of a batch; images in 0…255 have about 100.",
         helps="(x − mean) / std, with the mean and std of the training data",
         useless="another activation",

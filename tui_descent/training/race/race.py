@@ -114,6 +114,8 @@ class Race:
         steps = steps if mode.steps_left is None else min(steps, mode.steps_left)
         racing = self._racing
         for lane in racing:
+            if self._progress.ring is not None:
+                self._progress.ring.beat(time.monotonic())
             first = lane.steps
             losses = lane.advance(steps, self._target)
             if losses:

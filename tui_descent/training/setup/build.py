@@ -28,6 +28,7 @@ from tui_descent.scenario.spec import (
     SurfaceModel,
     TextData,
     TransformerModel,
+    TwoLayerModel,
 )
 from tui_descent.training.optim.optimizers import make_optimizer
 from tui_descent.training.optim.schedules import Schedule, make_schedule
@@ -38,6 +39,7 @@ from tui_descent.training.setup.nets.conv import ConvNet
 from tui_descent.training.setup.nets.mlp import Mlp
 from tui_descent.training.setup.nets.surface import Surface
 from tui_descent.training.setup.nets.transformer import Transformer
+from tui_descent.training.setup.nets.two_layer import TwoLayerNet
 from tui_descent.training.setup.path import Path
 
 # Curvature is measured on at least this many samples; with fewer, single samples would dominate it.
@@ -49,7 +51,8 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 class Setup:
     """The objects of a scenario run.
 
-    A surface has no batches and no loss function, since its output is the loss. Only a surface has a `path`.
+    Surfaces and linear nets have no batches and no loss function, since their output is the loss. Only they have a
+    `path`.
     """
 
     scenario: Scenario
@@ -216,6 +219,19 @@ def build(scenario: Scenario, *, on: torch.device) -> Setup:
             path=Path(model.w),
             scenario=scenario,
         )
+    if isinstance(scenario.model, TwoLayerModel):
+        linear = TwoLayerNet(scenario.model, torch.Generator().manual_seed(run.seed)).to(on, dtype)
+        optimizer = make_optimizer(scenario.optimizer, linear)
+        return Setup(
+            model=linear,
+            optimizer=optimizer,
+            device=on,
+            batches=None,
+            loss_function=None,
+            schedule=_schedule(scenario, optimizer),
+            path=Path(linear.first.weight, linear.strengths),
+            scenario=scenario,
+        )
     data = load(scenario).to(on, dtype)
     model = _network(scenario, data).to(on, dtype)
     optimizer = make_optimizer(scenario.optimizer, model)
@@ -240,8 +256,8 @@ def _network(scenario: Scenario, data: DataSet) -> nn.Module:
             return ConvNet(spec, image=data.image, classes=data.classes, generator=generator)
         case TransformerModel() as spec:
             return Transformer(spec, symbols=data.classes, generator=generator)
-        case SurfaceModel():
-            raise AssertionError("a surface has no data")
+        case SurfaceModel() | TwoLayerModel():
+            raise AssertionError("it has no data")
 
 
 def _batches(scenario: Scenario, data: DataSet) -> Batches | Windows:

@@ -1,6 +1,8 @@
-"""The positions of a run on a test surface, thinned so that their number is bounded."""
+"""The positions of a run on a test surface, or the strengths of a linear net's modes, thinned to a bounded number."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -13,11 +15,14 @@ KEEP_EVERY = 3
 
 
 class Path:
-    """The position before each update. `weights` is the parameter, of shape (1,) or (2,)."""
+    """The position before each update: the values of the parameter `weights`, of shape (1,) or (2,), or what `read`
+    returns.
+    """
 
-    def __init__(self, weights: Tensor) -> None:
+    def __init__(self, weights: Tensor, read: Callable[[], tuple[float, ...]] | None = None) -> None:
         self._weights = weights
-        self.start: tuple[float, ...] = tuple(weights.tolist())
+        self._read = read or (lambda: tuple(weights.tolist()))
+        self.start: tuple[float, ...] = self._read()
         self._points: list[tuple[int, tuple[float, ...]]] = []  # step and position, in the order of steps
 
     def add(self, step: int) -> None:
@@ -30,13 +35,17 @@ class Path:
         points = self._points
         while points and points[-1][0] >= step:  # that update was dropped
             points.pop()
-        points.append((step, tuple(self._weights.tolist())))
+        points.append((step, self._read()))
         if len(points) > MAX_PATH:
             self._points = points[:-NEWEST:KEEP_EVERY] + points[-NEWEST:]
 
     def positions(self) -> list[tuple[float, ...]]:
         """All positions, the oldest first."""
         return [position for _, position in self._points]
+
+    def steps(self) -> list[int]:
+        """The number of the update that followed each position."""
+        return [step for step, _ in self._points]
 
     def state(self) -> list[tuple[int, tuple[float, ...]]]:
         """A copy of the path, for an undo."""
