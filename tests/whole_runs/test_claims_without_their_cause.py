@@ -15,6 +15,15 @@ from tui_descent.scenario.toml import variant
 QUICK = {"first-descent", "rate-at-the-limit", "vanishing", "chain-rule", "careful-init", "too-hot", "dead-relu"}
 # Claims that hold with and without the cause: the reason.
 INDEPENDENT = {
+    ("healthy", 1): "the gradient arrives before anything is learnt",
+    ("dead-relu", 1): "the gradient of a net that has learnt is small, too",
+    ("saddle", 3): "the run ends in the same minimum, whether it passes the saddle or not",
+    ("saddle", 4): "the run ends in the same minimum, whether it passes the saddle or not",
+    ("narrow-valley", 2): "the curvature along the valley is that of the bowl",
+    **{("saddles-not-minima", n): "the net learns from large weights, too" for n in range(1, 5)},
+    ("monkey-saddle", 4): "the run ends in a valley, whether it passes the saddle or not",
+    ("edge-of-stability", 0): "at a smaller rate the start is even farther from the limit",
+    ("edge-of-stability", 4): "the net learns at a smaller rate, too",
     ("rate-at-the-limit", 3): "the claim tries all rates itself",
     ("chain-rule", 0): "the two ways agree for every net",
     ("chain-rule", 1): "the two ways agree for every net",
