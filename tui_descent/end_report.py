@@ -67,7 +67,7 @@ def print_race(history: History, ended: RunEnded, *, seconds: str = "") -> None:
         reached = "" if started.target is None else "-" if lane.reached is None else f"{lane.reached:,}"
         loss, accuracy = (None, None) if lane.ended is None else (lane.ended.loss, lane.ended.accuracy)
         row = [info.name, f"{info.lr:.3g}", reached, "-" if loss is None else f"{loss:.6g}"]
-        row += ["" if accuracy is None else f"{accuracy:.4f}", standing(lane) or ("first" if number == first else "")]
+        row += ["" if accuracy is None else f"{accuracy:.4f}", standing(lane) or ("first" if number in first else "")]
         rows.append(row)
     widths = [max(len(row[n]) for row in rows) for n in range(len(heads))]
     for row in rows:

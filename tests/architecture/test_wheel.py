@@ -52,6 +52,10 @@ def test_the_wheel_contains_code_presets_data_and_nothing_else(wheel: Path) -> N
         "dashboard/dashboard.tcss",
         "training/setup/data/digits.xz",
         "training/setup/data/DIGITS.md",
+        "scenario/own_data/samples/sonnets.txt",
+        "scenario/own_data/samples/two-fields.csv",
+        "scenario/own_data/samples/shapes-images-idx3-ubyte.gz",
+        "scenario/own_data/samples/shapes-labels-idx1-ubyte.gz",
     ):
         assert f"tui_descent/{name}" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"tui_descent"}

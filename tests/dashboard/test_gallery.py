@@ -75,9 +75,10 @@ CURVATURE = [
     "saddle-to-saddle",
     "edge-of-stability",
 ]
+RELU = ["activations", "dead-relu", "born-dead", "break-it"]
 
 
-@pytest.mark.parametrize(("typed", "left"), [("curv", CURVATURE), ("RELU", ["dead-relu"])])
+@pytest.mark.parametrize(("typed", "left"), [("curv", CURVATURE), ("RELU", RELU)])
 async def test_the_filter_finds_names_themes_and_titles(typed: str, left: list[str]) -> None:
     app = GalleryApp()
     async with app.run_test(size=(80, 24)) as pilot:

@@ -42,10 +42,11 @@ from tui_descent.protocol.commands import (
     Undo,
 )
 from tui_descent.protocol.events import Advice, Diagnosed, KnobState, RunEnded, RunStarted, StateChanged
-from tui_descent.scenario import schedules
+from tui_descent.scenario import presets, schedules
 from tui_descent.scenario.keys import BINDING_OF, KEYS
 from tui_descent.scenario.knobs import KNOBS
 from tui_descent.scenario.spec import ScheduleSpec
+from tui_descent.scenario.toml import to_table
 
 EARLIER = vanishing(30)
 
@@ -155,7 +156,7 @@ KEYS_AND_EFFECTS: list[tuple[list[str], Callable[[RunScreen], bool]]] = [
     (["left", "left"], lambda screen: screen.view.nudge.x < 1.0),
     (["left_parenthesis"], lambda screen: screen.view.nudge.h == 0.5),
     (["right_parenthesis", "right_parenthesis"], lambda screen: screen.view.nudge.h == 2.0),
-    *((["escape", key], partial(_opens, LeaveDialog)) for key in ("q", "ctrl+c", "ctrl+q", "R", "p")),
+    *((["escape", key], partial(_opens, LeaveDialog)) for key in ("q", "ctrl+c", "ctrl+q", "R", "p", "O")),
     (["escape", "question_mark"], partial(_opens, HelpDialog)),
     (["escape", "f"], partial(_opens, RangeTestDialog)),
     (["escape", "ctrl+p"], partial(_opens, CommandPalette)),
@@ -556,12 +557,23 @@ async def test_r_switches_residual_connections_on_as_advised() -> None:
         assert dashboard.keeper.received == [TurnKnob(knob="residual", value="on", way="rezero")]
 
 
+async def test_r_switches_residual_connections_on_as_the_presets_remedy_says() -> None:
+    _, scenario = presets.find("rezero-1000")
+    table = to_table(scenario)
+    earlier = [msgspec.structs.replace(e, scenario=table) if isinstance(e, RunStarted) else e for e in EARLIER]
+    async with open_dashboard((120, 40), earlier) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("r")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [TurnKnob(knob="residual", value="on", way="rezero")]
+
+
 async def test_help_lists_keys_and_panels() -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.press("question_mark")
         await dashboard.shows("residual connections on or off", "learning rate ÷ 10")
         await dashboard.press("end")
-        await dashboard.shows("starts a new segment")
+        await dashboard.shows("All lanes begin at the circle", "The story of the preset")
 
 
 async def test_enter_opens_the_selected_layer() -> None:

@@ -25,21 +25,45 @@ TRUE: dict[str, tuple[str, set[str]]] = {
     "too-hot": ("diverged", {"diverging", "exploding"}),
     "dead-relu": ("dead units", set()),
     "transformer": ("vanishing", set()),
+    "transformer-deep": ("vanishing", set()),
+    "post-ln": ("vanishing", set()),
+    "rare-classes": ("healthy", {"converged"}),
+    "grokking": ("converged", {"healthy"}),
+    "spirals": ("vanishing", set()),
+    "digits": ("healthy", {"converged"}),
+    "own-text": ("healthy", {"converged"}),
+    "own-images": ("healthy", {"converged"}),
+    "own-points": ("healthy", {"converged"}),
     "healthy": ("healthy", {"converged"}),
     "first-descent": ("healthy", {"converged"}),
     "saddle": ("not clear", {"healthy", "saddle", "converged"}),
     "edge-of-stability": ("healthy", {"converged", "rate at the edge"}),
+    "rate-too-small": ("rate too small", set()),
+    "rate-at-the-limit": ("rate too large", set()),
+    "cross-entropy": ("healthy", {"converged"}),
+    "chain-rule": ("healthy", {"converged"}),
+    "careful-init": ("vanishing", set()),
+    "layer-norm": ("exploding", set()),
+    "hundred-layers": ("not clear", {"healthy"}),
+    "rezero-1000": ("vanishing", set()),
+    "activations": ("healthy", {"converged"}),
+    "born-dead": ("dead units", set()),
+    "break-it": ("healthy", {"converged"}),
     "narrow-valley": ("healthy", {"converged"}),
     "monkey-saddle": ("healthy", {"converged", "saddle", "plateau"}),
     "saddles-not-minima": ("healthy", {"converged", "saddle"}),
     "saddle-to-saddle": ("healthy", {"converged", "saddle", "plateau"}),
 }
-SICK = ("vanishing", "exploding", "plateau", "too-hot", "dead-relu", "transformer")
+SICK = (
+    "vanishing", "exploding", "plateau", "too-hot", "dead-relu", "transformer", "rate-too-small", "rate-at-the-limit",
+    "careful-init", "layer-norm", "rezero-1000", "born-dead",
+)  # fmt: skip
 PACED_STEPS = 200
 CURE_STEPS = 250  # how long the advice may take
 SLOWER = {"transformer": 1000}  # longer for these presets
 FASTEST = {"edge-of-stability": 1200}  # steps at full speed, where the preset's own number takes too long
 CURED = 0.8  # of the loss without the advice
+SICK += ("transformer-deep", "post-ln", "spirals")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ SPYING = (
         (["presets", "vanishing"], "[[claim]]"),
         (["--help"], "tui-descent vanishing"),
         (["run", "--help"], "--at 150:residual=on"),
+        (["race", "--help"], "tui-descent race saddle"),
         (["exec", "--help"], "tui-descent exec -- python train.py"),
         (["presets", "--help"], "first_to_last_grad"),
         (["check", "--help"], "tui-descent check my-run.toml"),

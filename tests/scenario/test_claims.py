@@ -14,6 +14,8 @@ from tui_descent.protocol.events import (
     CurvatureTaken,
     Evaluated,
     Layer,
+    LedgerEntry,
+    LedgerTaken,
     ReadingsTaken,
     RunEnded,
     RunStarted,
@@ -58,6 +60,16 @@ def reading(step: int, **values: list[float | None]) -> ReadingsTaken:
     )
 
 
+def entry(product: float, discrepancy: float | None) -> LedgerEntry:
+    return LedgerEntry(block="b", factor=0.1, autograd=0.1, discrepancy=discrepancy, product=product)
+
+
+def test_a_block_without_a_known_difference_leaves_the_ledger_unjudged() -> None:
+    ledger = LedgerTaken(segment=0, step=0, entries=[entry(1.0, None), entry(1.0, 1e-7)])
+    assert Transcript([ledger]).metric("chain_error", 0) is None
+    assert Transcript([ledger]).metric("chain_product", 0) == 1.0
+
+
 def curvature(step: int, sharpness: float) -> CurvatureTaken:
     read = CurvatureReading(
         lambda_max=sharpness,
@@ -93,6 +105,7 @@ def run(**ended: Any) -> Transcript:
             dead_fraction=[None, 0.25, 0.75, None],
         ),
         reading(80, grad_rms=[7.0, 1.0, 4.0, 7.0], update_ratio=[0.4, 0.1, 0.3, 0.2]),
+        LedgerTaken(segment=0, step=40, entries=[entry(6e-3, 1e-7), entry(0.1, 2e-7)]),
         curvature(40, 3.0),
         curvature(90, 5.0),
         Evaluated(segment=0, step=50, loss=1.0, accuracy=0.3),
@@ -132,6 +145,9 @@ def verdict(claim: Claim, transcript: Transcript) -> Verdict:
         ("global_grad_norm", 40, 3.5),
         ("grad_norm_preclip", 40, 7.5),
         ("grad_norm_preclip", 41, None),
+        ("chain_product", 40, 6e-3),
+        ("chain_product", 41, None),
+        ("chain_error", 40, 2e-7),
         ("update_ratio", 40, 0.2),
         ("dead_layer", 40, 0.75),
         ("dead_layer", 80, None),
@@ -159,7 +175,7 @@ def test_metrics_are_computed_from_the_events(metric: str, at: int | None, found
 
 def test_every_metric_has_a_value_in_a_complete_run() -> None:
     for metric in METRICS:
-        at = 40 if metric == "dead_layer" else None
+        at = 40 if metric in ("dead_layer", "chain_product", "chain_error") else None
         assert run().metric(metric, at, target=5.0) is not None, metric
 
 

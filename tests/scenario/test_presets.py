@@ -32,6 +32,16 @@ def test_every_preset_has_a_story_and_a_claim(name: str) -> None:
     assert len(scenario.title) <= 78
 
 
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_has_a_source_a_demonstration_and_a_cause_that_can_be_removed(name: str) -> None:
+    _, scenario = presets.find(name)
+    assert all(re.search(r" \d{4}(,|$)", source) for source in scenario.sources), "author and year"
+    assert scenario.sources
+    assert scenario.cause_off
+    assert any(entry.demo for entry in scenario.plan)
+    assert presets.still(name)
+
+
 def test_remedies_of_presets_are_in_their_stories() -> None:
     for name in presets.names():
         _, scenario = presets.find(name)
@@ -42,7 +52,8 @@ def test_remedies_of_presets_are_in_their_stories() -> None:
 
 
 def test_presets_with_something_wrong_have_a_remedy() -> None:
-    fine = {"first-descent", "healthy", "edge-of-stability"}
+    fine = {"first-descent", "healthy", "edge-of-stability", "cross-entropy", "chain-rule", "activations", "break-it"}
+    fine |= {"digits", "own-points", "own-images", "own-text", "grokking", "rare-classes"}
     assert {name for name in presets.names() if not presets.find(name)[1].remedy} == fine
 
 
@@ -72,7 +83,7 @@ def test_random_scenarios_survive_a_round_trip() -> None:
 
 
 def test_presets_are_listed_in_teaching_order() -> None:
-    assert presets.names()[:3] == ["first-descent", "healthy", "vanishing"]
+    assert presets.names()[:3] == ["first-descent", "healthy", "rate-too-small"]
     assert set(presets.names()) == {path.stem for path in presets.folder().glob("*.toml")}
 
 

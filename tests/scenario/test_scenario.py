@@ -207,11 +207,11 @@ def test_an_unknown_data_or_model_name_is_an_error(table: str, name: str, said: 
         (
             CONV.replace("digits", "moons"),
             "data.name",
-            'found "moons"; a conv net can only be trained on the data set digits',
+            'found "moons"; allowed for a conv net: digits, own-images',
         ),
         (TEXT.replace('"text"', '"digits"'), "data.name", 'found "digits"; allowed for a transformer: text'),
         (SMALL.replace("digits", "text"), "data.name", 'found "text"; only a transformer can use it'),
-        (CONV.replace("digits", "text"), "data.name", "a conv net can only be trained on the data set digits"),
+        (CONV.replace("digits", "text"), "data.name", 'found "text"; allowed for a conv net: digits, own-images'),
         (TEXT + "heads = 3", "model.heads", "found 3; allowed: a divisor of model.width = 32"),
         (
             TEXT + 'norm = { name = "rms", where = "mid" }',

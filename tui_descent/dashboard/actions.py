@@ -83,6 +83,13 @@ def _advised(screen: RunScreen, knob: str) -> str:
     return next((advice.value for advice in found.advice if advice.knob == knob), "") if found is not None else ""
 
 
+def _remedy(screen: RunScreen, knob: str) -> str:
+    """The value that the preset itself names as a remedy for this knob; empty if it names none."""
+    started = screen.bridge.history.started
+    remedies = ((started.scenario if started is not None else None) or {}).get("remedy", ())
+    return next((text.partition("=")[2] for text in remedies if text.partition("=")[0] == knob), "")
+
+
 def _leaky_slope(screen: RunScreen) -> float:
     """The slope that leaky_relu gets in this run: the scenario's, or the usual one."""
     started = screen.bridge.history.started
@@ -177,7 +184,7 @@ def _toggle_residual(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     target = screen.selected_block()
     if target is not None:
         on = screen.knob_value("residual", target).startswith("on")
-        advised = _advised(screen, "residual")
+        advised = _advised(screen, "residual") or _remedy(screen, "residual")
         value = "off" if on else advised if advised.partition(",")[0] == "on" else "on"
         screen.send(msgspec.structs.replace(parse(f"residual={value}"), target=target))
 
@@ -228,7 +235,7 @@ def _race(screen: RunScreen, binding: KeyBinding, key: str) -> None:
 def _show_view(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     view = list(VIEWS)[binding.keys.index(key)]
     if screen.bridge.history.lanes and view not in RACE_VIEWS:
-        screen.bridge.refuse(f"a race is not measured, so it has no view {VIEWS[view]}; 1 race, 3 events, 8 map")
+        screen.bridge.refuse(f"no view {VIEWS[view]} in a race; 1: race, 3: events, 8: map")
     else:
         screen.show_view(view)
 

@@ -241,7 +241,7 @@ class TwoLayerModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="two_
     inputs: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
     singular_values: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1, max_length=8)] = (4.0, 2.0, 1.0, 0.5)
     std: Positive = 1e-4
-    activation: Literal["identity", "tanh"] = "identity"
+    activation: ActivationSpec = ActivationSpec(name="identity")
     picture: Literal["modes", "index"] = "modes"
 
     @property
@@ -435,7 +435,7 @@ def about(scenario: Scenario) -> str:
     if isinstance(model, SurfaceModel):
         return f"surface {surface_name(model)}"
     if isinstance(model, TwoLayerModel):
-        kind = "linear" if model.activation == "identity" else model.activation
+        kind = "linear" if model.activation.name == "identity" else model.activation.name
         return f"two-layer {kind} net {model.ends}→{model.width}→{model.ends}"
     data = str(type(scenario.data).__struct_config__.tag) if scenario.data is not None else ""
     if isinstance(scenario.data, OwnData) and scenario.data.path:

@@ -61,7 +61,7 @@ def standing(lane: LaneHistory) -> str:
     return f"{lane.ended.status} at step {lane.ended.step:,}"
 
 
-def first_to_reach(lanes: Sequence[LaneHistory]) -> int | None:
-    """The number of the lane that reached the target with the fewest steps; None if no lane has reached it."""
-    reached = [(lane.reached, number) for number, lane in enumerate(lanes) if lane.reached is not None]
-    return min(reached)[1] if reached else None
+def first_to_reach(lanes: Sequence[LaneHistory]) -> list[int]:
+    """The numbers of the lanes that reached the target with the fewest steps; empty if no lane has reached it."""
+    fewest = min((lane.reached for lane in lanes if lane.reached is not None), default=None)
+    return [number for number, lane in enumerate(lanes) if lane.reached is not None and lane.reached == fewest]

@@ -16,9 +16,11 @@ from tui_descent.instruments.curvature import Curvature, stability_limit
 from tui_descent.protocol.events import NotFinite
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.toml import to_table
 from tui_descent.telemetry.diagnosis import Diagnosis, sentence
+from tui_descent.telemetry.diagnosis.advice import usable
 from tui_descent.telemetry.diagnosis.diagnosis import CHANGE_EVERY, CHECK_EVERY, FIRM, FIRM_STEPS
-from tui_descent.telemetry.diagnosis.situation import LETTER_ENTROPY
+from tui_descent.telemetry.diagnosis.situation import LETTER_ENTROPY, context_of
 from tui_descent.training.setup.data import text
 
 AVAILABLE = frozenset(knobs.KNOBS)
@@ -289,3 +291,22 @@ def test_letter_entropy_is_that_of_the_text() -> None:
 def _said(diagnosis: Diagnosis) -> str:
     finding = diagnosis.finding()
     return finding.finding if finding else "nothing"
+
+
+def test_norm_in_another_place_is_advised_though_the_net_has_norm_layers() -> None:
+    _, scenario = presets.find("post-ln")
+    table = to_table(scenario)
+    context = msgspec.structs.replace(context_of(table), values={"norm": "layer"})
+    available = {"norm", "lr"}
+    assert [a.value for a in usable([], context, available, first=context.remedies)] == ["layer,where=pre"]
+    table["model"]["norm"]["where"] = "pre"
+    context = msgspec.structs.replace(context_of(table), values={"norm": "layer"})
+    assert usable([], context, available, first=context.remedies) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("rare-classes", 255), ("grokking", 41), ("own-text", None), ("own-images", None), ("own-points", 2)],
+)
+def test_the_classes_of_the_data_are_known_or_said_to_be_unknown(name: str, classes: int | None) -> None:
+    assert context_of(to_table(presets.find(name)[1])).classes == classes

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from own_data_files import idx, write_images
+from small_scenario import TEXT, make
 
 from tui_descent.scenario.spec import (
     CirclesData,
@@ -22,6 +23,7 @@ from tui_descent.scenario.spec import (
     ToyData,
     XorData,
 )
+from tui_descent.training.setup.build import build
 from tui_descent.training.setup.data import digits, generated, own_images, own_points, text, toys
 from tui_descent.training.setup.data.batches import Batches, DataSet
 
@@ -188,6 +190,15 @@ def test_own_text_keeps_its_characters(home: Path) -> None:
     assert torch.equal(data.y, data.x[1:])
     assert len(data.x) == round(0.9 * 17 * 60)
     assert data.held_out_x.shape == (128, 8)
+
+
+@pytest.mark.parametrize(("context", "windows"), [(8, 32), (32, 8), (64, 5), (300, 5)])
+def test_the_probe_batch_of_a_text_has_256_characters_or_as_many_as_a_batch(context: int, windows: int) -> None:
+    overrides = ("data.batch_size=5", "model.depth=1", "model.width=4", f"model.context={context}")
+    setup = build(make(TEXT, *overrides), on=torch.device("cpu"))
+    outputs, loss = setup.probe_outputs_and_loss()
+    assert outputs.shape == (windows, context, 96)
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize("seed", [0, 7])

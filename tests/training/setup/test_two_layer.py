@@ -11,7 +11,7 @@ from tui_descent.dashboard.pictures.index import path_of
 from tui_descent.dashboard.pictures.modes import curves_of
 from tui_descent.protocol.task_pictures import IndexPicture, ModesPicture
 from tui_descent.scenario import presets
-from tui_descent.scenario.spec import TwoLayerModel
+from tui_descent.scenario.spec import ActivationSpec, TwoLayerModel
 from tui_descent.training.probes.index_search import critical_point, flat_loss, index_at, weights_of
 from tui_descent.training.setup.build import Setup, build
 from tui_descent.training.setup.nets.two_layer import TwoLayerNet
@@ -47,7 +47,8 @@ def spearman(a: list[float], b: list[float]) -> float:
 
 @pytest.mark.parametrize("activation", ["identity", "tanh"])
 def test_loss_and_strengths_equal_the_closed_form(activation: str) -> None:
-    spec = TwoLayerModel(width=5, singular_values=(3.0, 1.0), std=0.3, activation=activation)  # type: ignore[arg-type]
+    phi = ActivationSpec(name=activation)  # type: ignore[arg-type]
+    spec = TwoLayerModel(width=5, singular_values=(3.0, 1.0), std=0.3, activation=phi)
     net = TwoLayerNet(spec, torch.Generator().manual_seed(3)).double()
     target = net.left @ torch.diag(torch.tensor([3.0, 1.0]).double()) @ net.right.T
     hidden = net.first.weight if activation == "identity" else net.first.weight.tanh()

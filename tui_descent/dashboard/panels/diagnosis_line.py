@@ -88,15 +88,16 @@ def diagnosis_line(view: View) -> Words:
 
 
 def race_words(history: History) -> str:
-    """Which lane of a race reached the target with the fewest steps."""
+    """Which lanes of a race reached the target with the fewest steps."""
     target = history.started.target if history.started is not None else None
     first = first_to_reach(history.lanes)
     if target is None or history.started is None:
         return f"{len(history.lanes)} optimizers from the same start"
-    if first is None:
+    if not first:
         return f"no lane has reached loss {target:.4g} yet"
-    name, steps = safe(history.started.lanes[first].name), history.lanes[first].reached or 0
-    return f"{name} was the first at loss {target:.4g}, after {with_commas(steps)} steps"
+    names = " and ".join(safe(history.started.lanes[number].name) for number in first)
+    steps = with_commas(history.lanes[first[0]].reached or 0)
+    return f"{names} {'was' if len(first) == 1 else 'were'} the first at loss {target:.4g}, after {steps} steps"
 
 
 def _cause_first(history: History, reason: str) -> str:

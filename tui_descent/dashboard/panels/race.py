@@ -131,20 +131,21 @@ class RaceTablePanel(Panel):
         if started is None:
             return []
         cells = [
-            (safe(info.name), f"{info.lr:.3g}", _reached(lane), _result(lane))
+            (safe(info.optimizer), f"{info.lr:.3g}", _reached(lane), _result(lane))
             for info, lane in zip(started.lanes, lanes, strict=True)
         ]
         names, *widths = (max(map(len, column)) for column in zip(*cells, HEADS, strict=True))
         first = first_to_reach(lanes)
-        heads = "".join(f"  {head:>{w}}" for head, w in zip(HEADS[1:], widths, strict=True))
+        gap = "  " if 4 + names + sum(widths) + 6 <= width else " "
+        heads = "".join(f"{gap}{head:>{w}}" for head, w in zip(HEADS[1:], widths, strict=True))
         rows = [Line().add(f"   {'':{names}}{heads}", colours.DIM).to_strip(width)]
         for number, (name, rate, reached, result) in enumerate(cells):
             mark, lane = lane_mark(number), lanes[number]
             line = Line().add(f" {mark.glyph} ", mark.style).fit(name, names, mark.style)
-            line.add(f"  {rate:>{widths[0]}}", colours.TEXT)
-            line.add(f"  {reached:>{widths[1]}}", colours.GREEN if number == first else colours.BRIGHT)
-            line.add(f"  {result:>{widths[2]}}", colours.ORANGE if _has_failed(lane) else colours.BRIGHT)
-            for more, style in _more(lane, is_first=number == first):
+            line.add(f"{gap}{rate:>{widths[0]}}", colours.TEXT)
+            line.add(f"{gap}{reached:>{widths[1]}}", colours.GREEN if number in first else colours.BRIGHT)
+            line.add(f"{gap}{result:>{widths[2]}}", colours.ORANGE if _has_failed(lane) else colours.BRIGHT)
+            for more, style in _more(lane, is_first=number in first):
                 if line.width + 2 + len(more) <= width:
                     line.add(f"  {more}", style)
             rows.append(line.to_strip(width))

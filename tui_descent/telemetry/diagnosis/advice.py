@@ -113,6 +113,9 @@ def _is_so(advice: Advice, context: RunContext) -> bool:
     value, now = advice.value.partition(",")[0], context.values.get(advice.knob)
     if advice.knob == "init":
         return False  # the weights have changed since they were drawn
+    place = advice.value.partition("where=")[2].partition(",")[0]
+    if advice.knob == "norm" and place and context.norm_where not in ("", place):
+        return False  # a norm layer, but in another place
     known = {"optimizer": context.optimizer, "activation": context.activation}
     return value in (now, known.get(advice.knob))
 

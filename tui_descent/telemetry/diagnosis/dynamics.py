@@ -193,6 +193,7 @@ ALL_ZERO_IN = "Every gradient is exactly 0: all outputs of {layer} are 0."
 ONLY_BIASES = "No weight gets a gradient, only biases do."
 SILENT = "{layer}'s gradient is exactly 0: dead units before or after it."
 SPOILT = "An update of {largest} spoilt the weights: start again at lr ÷10."
+BOUNCES = "Every step jumps over the minimum: loss {loss:.3g}."
 CUT_OFF = "Updates have cut off the gradient."
 LOST_AGAIN = "Loss {loss:.3g}, best {best:.3g}; updates of {largest}."
 RESTART = "Loss rose from {first:.3g} to {loss:.3g}: start again at lr ÷10."
@@ -240,7 +241,7 @@ def words(finding: Finding) -> str:
     elif name == "rate too large" and "best" in evidence:
         template = LOST_AGAIN
     elif name == "rate too large" and "largest" not in evidence:
-        template = CUT_OFF
+        template = CUT_OFF if isinstance(product, float) else BOUNCES
     elif name == "weights decaying" and "decay" in evidence:
         template = DECAY_RULES
     elif name == "saturated" and not finding.advice and "why" in evidence:

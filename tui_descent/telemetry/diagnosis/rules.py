@@ -278,6 +278,8 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
         return ("healthy", FAIR) if f.now < NOT_FALLEN * min(f.guess, f.run_first) else ("not clear", 0.5)
     if f.dead > MANY_DEAD:
         return "dead units", FAIR
+    if context.surface and f.cosine is not None and f.cosine < BOUNCING:
+        return "rate too large", FAIR  # the point jumps from wall to wall
     return ("saturated" if f.saturated > SATURATED else "plateau"), FAIR
 
 

@@ -31,7 +31,8 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     best guess that ignores the input, such as the entropy of single letters for text. `surface`: the loss is a function
     of its parameters alone, without a net or data. `loss_means_fit`: whether a smaller loss means a better fit; it does
     not if several nets play against each other, and it is not known for a loss of the user's own making.
-    `values` are the knobs' values now. `remedies` are what the scenario's author advises, until something is changed.
+    `norm_where` is the place of the norm layers at a scenario's start. `values` are the knobs' values now. `remedies`
+    are what the scenario's author advises, until something is changed.
     `left_alone` are the modules whose activation cannot be changed. `nets` are the names of several nets.
     """
 
@@ -41,6 +42,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     activation: str | None = None
     residual: bool | None = None
     norm: bool | None = None
+    norm_where: str = ""
     surface: bool = False
     user_loop: bool = False
     loss_means_fit: bool = True
@@ -132,16 +134,31 @@ def context_of(scenario: Mapping[str, Any] | None) -> RunContext:
     if data is None:
         return RunContext(optimizer=optimizer, surface=model["name"] == "surface", remedies=advised)
     entropy = (scenario.get("loss") or {}).get("name", "cross_entropy") == "cross_entropy"
-    text = data["name"] == "text"
     return RunContext(
-        classes=(10 if data["name"] == "digits" else 2) if entropy and not text else None,
-        guess=LETTER_ENTROPY if entropy and text else None,
+        classes=_class_count(data) if entropy else None,
+        guess=LETTER_ENTROPY if entropy and data["name"] == "text" else None,
         optimizer=optimizer,
         activation=model["activation"]["name"],
         residual=model["residual"]["name"] == "on",
         norm=model["norm"]["name"] != "none",
+        norm_where=model["norm"].get("where", ""),
         remedies=advised,
     )
+
+
+def _class_count(data: Mapping[str, Any]) -> int | None:
+    """How many classes the data has; None for text, and for images of the user's, whose files are not read here."""
+    match data["name"]:
+        case "digits":
+            return 10
+        case "modular-addition":
+            return int(data["modulus"])
+        case "rare-classes":
+            return int(2 ** data["groups"] - 1)
+        case "text" | "own-text" | "own-images":
+            return None
+        case _:
+            return 2
 
 
 def situation_of(event: RunStarted) -> RunContext:

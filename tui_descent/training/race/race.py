@@ -130,7 +130,7 @@ class Race:
 
     def _report_end(self, ended: LaneEnded) -> None:
         if ended.status in ("diverged", "failed"):
-            text = f"{ended.name} {ended.status} at step {ended.step}: {ended.reason}"
+            text = f"{ended.name} {ended.status}: {ended.reason}"
             self._progress.emit(Noted(step=ended.step, text=text, level="warning"))
         self._progress.emit(ended)
 

@@ -5,6 +5,7 @@ The seed determines all random numbers.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,7 +110,7 @@ class Setup:
         """The loss of the probe batch in eval mode.
 
         The probe batch always consists of the first training samples: as many as a batch has, but at least
-        `PROBE_SAMPLES`.
+        `PROBE_SAMPLES`. Each character of a text is one.
         """
         return self.probe_outputs_and_loss()[1]
 
@@ -152,7 +153,7 @@ class Setup:
 
     def _probe_batch(self) -> tuple[Tensor, Tensor]:
         assert self.batches is not None
-        return self.batches.first(max(self.batches.size, PROBE_SAMPLES))
+        return self.batches.first(max(self.batches.size, math.ceil(PROBE_SAMPLES / self.batches.samples_each)))
 
     def loss_of_zero_outputs(self) -> Tensor:
         """The loss of the probe batch if all outputs were 0. With cross-entropy it is ln(classes), as for guessing."""

@@ -48,6 +48,8 @@ class Batches:
     With `full`, every batch contains all samples in their original order.
     """
 
+    samples_each = 1  # how many targets each row of a batch has
+
     def __init__(self, data: DataSet, *, batch_size: int, full: bool, seed: int) -> None:
         self.data = data
         self.size = len(data.x) if full else min(batch_size, len(data.x))

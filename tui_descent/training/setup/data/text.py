@@ -76,6 +76,7 @@ class Windows:
     def __init__(self, data: DataSet, *, batch_size: int, context: int, seed: int) -> None:
         self.data = data
         self.size = batch_size
+        self.samples_each = context
         self.full = False
         self._context = context
         # On the CPU, so that the order does not depend on the device.

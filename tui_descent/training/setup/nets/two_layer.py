@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from tui_descent.scenario.spec import TwoLayerModel
+from tui_descent.training.setup.nets import parts
 
 
 class TwoLayerNet(nn.Module):
-    """The loss ½‖W₂φ(W₁) - A‖² of two matrices without biases; φ is the identity or tanh.
+    """The loss ½‖W₂φ(W₁) - A‖² of two matrices without biases; φ is the activation.
 
     It is the squared error over whitened inputs. A = U·diag(s)·Vᵀ with random orthogonal U and V. The numbers s are the
     `singular_values`, and A is 0 in all other directions. Both weights begin normal with standard deviation `std`.
@@ -35,7 +36,7 @@ class TwoLayerNet(nn.Module):
         self.register_buffer("left", left)
         self.register_buffer("right", right)
         self.singular_values = spec.singular_values
-        self.activation = nn.Tanh() if spec.activation == "tanh" else nn.Identity()
+        self.activation = parts.activation(spec.activation)
 
     def forward(self) -> Tensor:
         """The loss, a scalar."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from driver import compare, open_dashboard
 from factories import started, vanishing
-from task_pictures import surface_picture, taken
+from task_pictures import curve_picture, surface_picture, taken
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.lane_marks import lane_mark
@@ -112,8 +112,8 @@ async def test_keys_of_a_race_answer() -> None:
             "k": "not in a race",
             "f": "range test: not in a race",
             "O": "this is a race already; R starts it again",
-            "4": "a race is not measured, so it has no view chain rule",
-            "5": "so it has no view curvature",
+            "4": "no view chain rule in a race; 1: race, 3: events, 8: map",
+            "5": "no view curvature in a race",
         }.items():
             await dashboard.press(key)
             await dashboard.shows(answer)
@@ -182,6 +182,23 @@ def test_a_lane_far_above_the_others_leaves_them_room() -> None:
     assert _axis(curves, log=False).high <= 12
     assert _axis(curves, log=True).high <= math.log10(20)
     assert _axis([[], []], log=True).high > 0
+
+
+def test_race_on_a_curve_shows_each_lane_at_its_loss() -> None:
+    lanes = tuple(LanePath(array("f", path).tobytes()) for path in ([1.0, 1.4, 1.5], [1.0, 2.0]))
+    picture = RacePicture(surface=curve_picture(70, path=b""), lanes=lanes)
+    rows = [s.text for s in Drawings().draw(taken(picture), 78, 18, "truecolor")]
+    heights = [next(n for n, row in enumerate(rows) if lane_mark(lane).glyph in row) for lane in range(2)]
+    assert heights[0] > heights[1], "the first lane has the lower loss"
+
+
+async def test_lanes_that_reach_the_target_together_are_both_first() -> None:
+    together = [race_started(surface=False), StateChanged(state="running"), *(curve(0, 60) for _ in "a")]
+    together.append(LaneSteps(lane=1, first=0, losses=[1.0] * 40 + [-1.0], reached=40))
+    async with open_dashboard((100, 30), together) as dashboard:
+        await dashboard.shows("sgd and momentum were the first at loss -0.5, after 40 steps")
+        await dashboard.drawn()
+        assert dashboard.text().count(" first ") >= 2
 
 
 def test_history_of_a_race_survives_the_wire() -> None:
