@@ -96,7 +96,7 @@ def parameter_count(scenario: Scenario) -> int:
     if isinstance(model, SurfaceModel):
         return len(model.start)
     if isinstance(model, TwoLayerModel):
-        return 2 * model.width**2
+        return 2 * model.width * model.ends
     width = model.width
     norm = {"none": 0, "layer": 2 * width, "rms": width}[model.norm.name]
     head = classes * (width + 1)

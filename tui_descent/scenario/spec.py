@@ -229,18 +229,25 @@ class SurfaceModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="surfa
 
 
 class TwoLayerModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="two_layer"):
-    """Two layers, `width` × `width`, that learn a linear map with these singular values; all others are 0.
+    """Two layers that learn a linear map with these singular values; all others are 0.
 
+    The net has `inputs` inputs, `width` hidden units and as many outputs as inputs; without `inputs`, it has `width`.
     With `activation` "identity" it is a linear net. The loss is part of it: the squared error over whitened inputs.
     Weights begin normal with the standard deviation `std`. `picture` is what the task view shows: how much of each mode
     of the map is learnt, or the loss against the index, which is the share of negative curvatures.
     """
 
-    width: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    width: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8
+    inputs: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
     singular_values: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1, max_length=8)] = (4.0, 2.0, 1.0, 0.5)
     std: Positive = 1e-4
     activation: ActivationSpec = ActivationSpec(name="identity")
     picture: Literal["modes", "index"] = "modes"
+
+    @property
+    def ends(self) -> int:
+        """The number of inputs, and of outputs."""
+        return self.width if self.inputs is None else self.inputs
 
 
 Model = MlpModel | ConvModel | TransformerModel | SurfaceModel | TwoLayerModel
@@ -429,7 +436,7 @@ def about(scenario: Scenario) -> str:
         return f"surface {surface_name(model)}"
     if isinstance(model, TwoLayerModel):
         kind = "linear" if model.activation.name == "identity" else model.activation.name
-        return f"two-layer {kind} net {model.width}×{model.width}"
+        return f"two-layer {kind} net {model.ends}→{model.width}→{model.ends}"
     data = str(type(scenario.data).__struct_config__.tag) if scenario.data is not None else ""
     if isinstance(scenario.data, OwnData) and scenario.data.path:
         data = f"{data} {os.path.basename(scenario.data.path)[:40]}"

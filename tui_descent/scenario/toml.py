@@ -32,6 +32,7 @@ from tui_descent.scenario.validate import MAX_SHOWN, Problem, convert, escape_co
 MAX_BYTES = 1_000_000
 PATHS = ("path", "labels")  # of a data file, in the table data
 MAX_PATH = 4096
+MAX_WEIGHTS = 4096  # of one layer of a two-layer net, whose full Hessian can be asked for
 
 
 class ScenarioError(ValueError):
@@ -271,10 +272,15 @@ def _own_loss_problems(s: Scenario) -> list[Problem]:
 
 
 def _two_layer_problems(model: TwoLayerModel) -> list[Problem]:
-    if len(model.singular_values) <= model.width:
-        return []
-    text = f"found {len(model.singular_values)} values; allowed: at most model.width = {model.width}"
-    return [Problem("model.singular_values", text)]
+    found = []
+    if (weights := model.ends * model.width) > MAX_WEIGHTS:
+        text = f"found {model.width}, times {model.ends} inputs {weights:,}; allowed: a product of at most {MAX_WEIGHTS:,}"
+        found.append(Problem("model.width", text))
+    if len(model.singular_values) > (most := min(model.ends, model.width)):
+        what = "model.width" if model.ends >= model.width else "model.inputs"
+        text = f"found {len(model.singular_values)} values; allowed: at most {what} = {most}"
+        found.append(Problem("model.singular_values", text))
+    return found
 
 
 def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:

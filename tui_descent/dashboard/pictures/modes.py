@@ -20,6 +20,7 @@ from tui_descent.protocol.task_pictures import ModesPicture
 TARGET = "#4a5260"
 MARK_EVERY = 14  # columns from one glyph of a curve to the next
 LEAST_STEPS = 50  # the time axis is at least this long
+FARTHEST = 50  # the axis shows overshooting up to this multiple of the largest singular value
 LEARNT = 0.5  # the share of its singular value from which a mode counts as learnt
 
 
@@ -30,7 +31,9 @@ def draw(picture: ModesPicture, width: int, height: int) -> list[Strip]:
         return []
     steps, curves = curves_of(picture)
     across = Axis(0.0, float(max(LEAST_STEPS, *steps, 0)), False)
-    up = Axis(-0.05 * max(picture.targets), 1.1 * max(picture.targets), False)
+    most = max(picture.targets)
+    values = [min(max(value, -FARTHEST * most), FARTHEST * most) for curve in curves for value in curve if value == value]
+    up = Axis(min(-0.05 * most, *values), max(1.1 * most, *values), False)
     drawn, plane = Picture(columns, rows), Plane((across.low, up.low), (across.high, up.high), columns, rows)
     for target in picture.targets:
         for column in range(0, columns, 2):

@@ -10,7 +10,7 @@ from tui_descent.training.setup.nets import parts
 
 
 class TwoLayerNet(nn.Module):
-    """The loss ½‖W₂φ(W₁) - A‖² of two square matrices without biases; φ is the activation.
+    """The loss ½‖W₂φ(W₁) - A‖² of two matrices without biases; φ is the activation.
 
     It is the squared error over whitened inputs. A = U·diag(s)·Vᵀ with random orthogonal U and V. The numbers s are the
     `singular_values`, and A is 0 in all other directions. Both weights begin normal with standard deviation `std`.
@@ -23,15 +23,15 @@ class TwoLayerNet(nn.Module):
 
     def __init__(self, spec: TwoLayerModel, generator: torch.Generator) -> None:
         super().__init__()
-        width, kept = spec.width, len(spec.singular_values)
-        self.first = nn.Linear(width, width, bias=False)
-        self.second = nn.Linear(width, width, bias=False)
-        left, right = (_orthogonal(width, generator)[:, :kept] for _ in range(2))
+        ends, kept = spec.ends, len(spec.singular_values)
+        self.first = nn.Linear(ends, spec.width, bias=False)
+        self.second = nn.Linear(spec.width, ends, bias=False)
+        left, right = (_orthogonal(ends, generator)[:, :kept] for _ in range(2))
         scales = torch.tensor(spec.singular_values, dtype=torch.float64)
         with torch.no_grad():
             for layer in (self.first, self.second):
-                layer.weight.copy_(torch.randn(width, width, generator=generator, dtype=torch.float64) * spec.std)
-        self.register_buffer("inputs", torch.eye(width, dtype=torch.float64))  # (width samples, width)
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64) * spec.std)
+        self.register_buffer("inputs", torch.eye(ends, dtype=torch.float64))  # (ends samples, ends)
         self.register_buffer("targets", (left * scales @ right.T).T.contiguous())  # row n: A applied to input n
         self.register_buffer("left", left)
         self.register_buffer("right", right)
@@ -43,7 +43,7 @@ class TwoLayerNet(nn.Module):
         return (self._outputs() - self.targets).square().sum() / 2
 
     def _outputs(self) -> Tensor:
-        """Row n is the output for input n, (width, width)."""
+        """Row n is the output for input n, (ends, ends)."""
         outputs: Tensor = self.second(self.activation(self.first(self.inputs)))
         return outputs
 
