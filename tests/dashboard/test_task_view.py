@@ -345,7 +345,7 @@ def test_any_table_and_any_classes_are_drawn_in_any_size(depth: Depth) -> None:
     assert "the outputs are NaN" in text(
         classes_picture(groups=(ClassGroup(classes=1, samples=1, loss=math.nan, right=0.0),)), 78, 9
     )
-    assert legend(addition_picture(), depth)
+    assert legend(addition_picture(), depth, 60)
 
 
 def test_images_without_colours_have_shapes() -> None:

@@ -57,7 +57,7 @@ def test_modes_are_drawn_with_their_marks_and_named_in_the_border() -> None:
     text = "\n".join(strip.text for strip in Drawings().draw(taken(modes(300)), 78, 18, "truecolor"))
     assert [n for n in range(3) if lane_mark(n).glyph not in text] == []
     assert "learnt 3 of 3 modes" in text
-    assert "s = 4" in legend(modes(300), "truecolor")
+    assert "s = 4" in legend(modes(300), "truecolor", 60)
 
 
 def test_saddles_are_labelled_with_their_index() -> None:
