@@ -38,6 +38,10 @@ TRUE: dict[str, tuple[str, set[str]]] = {
     "first-descent": ("healthy", {"converged"}),
     "saddle": ("not clear", {"healthy", "saddle", "converged"}),
     "edge-of-stability": ("healthy", {"converged", "rate at the edge"}),
+    "too-cold": ("rate too small", set()),
+    "warmup": ("diverged", {"diverging", "exploding"}),
+    "adam-edge": ("healthy", {"converged", "rate at the edge"}),
+    "catapult": ("healthy", {"converged", "rate at the edge"}),
     "rate-too-small": ("rate too small", set()),
     "rate-at-the-limit": ("rate too large", set()),
     "cross-entropy": ("healthy", {"converged"}),
@@ -60,10 +64,10 @@ SICK = (
 )  # fmt: skip
 PACED_STEPS = 200
 CURE_STEPS = 250  # how long the advice may take
-SLOWER = {"transformer": 1000}  # longer for these presets
+SLOWER = {"transformer": 1000, "too-cold": 500, "warmup": 1000}  # longer for these presets
 FASTEST = {"edge-of-stability": 1200}  # steps at full speed, where the preset's own number takes too long
 CURED = 0.8  # of the loss without the advice
-SICK += ("transformer-deep", "post-ln", "spirals")
+SICK += ("transformer-deep", "post-ln", "spirals", "too-cold", "warmup")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from itertools import pairwise
 
@@ -32,8 +33,10 @@ def draw(picture: ModesPicture, width: int, height: int) -> list[Strip]:
     steps, curves = curves_of(picture)
     across = Axis(0.0, float(max(LEAST_STEPS, *steps, 0)), False)
     most = max(picture.targets)
-    values = [min(max(value, -FARTHEST * most), FARTHEST * most) for curve in curves for value in curve if value == value]
-    up = Axis(min(-0.05 * most, *values), max(1.1 * most, *values), False)
+    values = [
+        min(max(value, -FARTHEST * most), FARTHEST * most) for curve in curves for value in curve if value == value
+    ]
+    up = Axis(min([-0.05 * most, *values]), max([1.1 * most, *values]), False)
     drawn, plane = Picture(columns, rows), Plane((across.low, up.low), (across.high, up.high), columns, rows)
     for target in picture.targets:
         for column in range(0, columns, 2):
