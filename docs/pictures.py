@@ -1,6 +1,6 @@
 """Make the README's pictures: run the program in a real terminal, type keys, and draw the screen.
 
-python docs/pictures.py            (PNG needs rsvg-convert and DejaVu Sans Mono)
+python docs/pictures.py [NAME]     (PNG needs rsvg-convert and DejaVu Sans Mono)
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +82,16 @@ def step_of(text: str) -> int:
     return int(found[1].replace(",", "")) if found else -1
 
 
-def overview(name: str, columns: int, rows: int, *, press_at: int, save_at: int) -> None:
-    """The preset vanishing: press `r` at about step `press_at` and take the picture at `save_at`."""
+def picture(name: str, arguments: list[str], size: tuple[int, int], *, keys: dict[int, str], save_at: int) -> None:
+    """Run the program, press `keys` at about their steps, and take the picture at the step `save_at`."""
+    columns, rows = size
     with tempfile.TemporaryDirectory(prefix="td") as home:
-        command = [sys.executable, "-m", "tui_descent", "vanishing"]
+        command = [sys.executable, "-m", "tui_descent", *arguments]
         terminal = Terminal(command, columns=columns, rows=rows, env={"TUI_DESCENT_HOME": home}, cwd=str(ROOT))
         try:
-            terminal.wait(lambda text: step_of(text) >= press_at)
-            terminal.press("r")
+            for step, key in keys.items():
+                terminal.wait(lambda text, step=step: step_of(text) >= step)
+                terminal.press(key)
             terminal.wait(lambda text: step_of(text) >= save_at)
             save(terminal, name)
             terminal.press("q")
@@ -100,9 +103,14 @@ def overview(name: str, columns: int, rows: int, *, press_at: int, save_at: int)
 
 
 def main() -> int:
-    """Make all pictures."""
-    overview("overview", 120, 40, press_at=148, save_at=420)
-    overview("overview-80x24", 80, 24, press_at=148, save_at=420)
+    """Make all pictures, or those that are named."""
+    pictures: dict[str, Callable[[], None]] = {
+        "overview": lambda: picture("overview", ["vanishing"], (120, 40), keys={148: "r"}, save_at=420),
+        "overview-80x24": lambda: picture("overview-80x24", ["vanishing"], (80, 24), keys={148: "r"}, save_at=420),
+        "race": lambda: picture("race", ["race", "saddle"], (120, 30), keys={}, save_at=760),
+    }
+    for name in sys.argv[1:] or pictures:
+        pictures[name]()
     return 0
 
 

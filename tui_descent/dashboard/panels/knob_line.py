@@ -26,6 +26,8 @@ Parts = list[tuple[str, Style]]
 VALUE_WIDTH, SHORT_VALUE_WIDTH = 24, 14
 RATES_WIDTH, SHORT_RATES_WIDTH = 40, 18
 
+RACE_ENTRIES = {", ;", "space", VIEW_KEYS, "?", "q"}  # the others do not act in a race
+
 # By the key that is shown: the entry, and the knob whose value is shown after the word.
 ENTRIES: dict[str, tuple[FooterEntry, str | None]] = {
     binding.footer.keys or binding.shown: (binding.footer, binding.knob) for binding in KEYS if binding.footer
@@ -44,6 +46,7 @@ def knob_line(view: View, width: int, *, tabs: bool = False) -> Line:
         for key, (entry, _) in ENTRIES.items()
         if not (over and entry.live_only)
         and not (is_user_loop and entry.scenario_only)
+        and (not view.history.lanes or key in RACE_ENTRIES)
         and not (tabs and key == VIEW_KEYS)
     ]
     stopped = view.history.state.state in STOPPED_STATES
