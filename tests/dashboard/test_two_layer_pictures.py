@@ -30,6 +30,11 @@ def modes(steps: int) -> ModesPicture:
     )
 
 
+def overshooting(*strengths: float) -> ModesPicture:
+    steps = array("q", range(len(strengths)))
+    return ModesPicture(targets=(0.5,), steps=steps.tobytes(), strengths=array("f", strengths).tobytes())
+
+
 def index(path: list[float], *found: FoundPoint) -> IndexPicture:
     return IndexPicture(parameters=72, path=array("f", path).tobytes(), found=found)
 
@@ -39,6 +44,7 @@ PICTURES: list[TaskPicture] = [
     modes(300),
     modes(1),
     modes(0),
+    overshooting(0.1, -0.4, float("inf"), float("nan"), -1e30),
     index([36, 8.4, 20, 2.0, 6, 0.7, 2, 0.1], *FOUND),
     index([]),
     index([3, float("inf"), 2, float("nan"), 0, 0.0]),
@@ -57,11 +63,20 @@ def test_modes_are_drawn_with_their_marks_and_named_in_the_border() -> None:
     text = "\n".join(strip.text for strip in Drawings().draw(taken(modes(300)), 78, 18, "truecolor"))
     assert [n for n in range(3) if lane_mark(n).glyph not in text] == []
     assert "learnt 3 of 3 modes" in text
-    assert "s = 4" in legend(modes(300), "truecolor", 60)
+    assert "s = 4" in legend(modes(300), "truecolor", 78)
+
+
+def test_axis_of_the_modes_shows_where_one_overshoots() -> None:
+    def drawn(picture: ModesPicture) -> str:
+        return "\n".join(strip.text for strip in Drawings().draw(taken(picture), 78, 18, "truecolor"))
+
+    assert "-2.00" not in drawn(overshooting(0.1, 0.4, 0.5))
+    for number in ("2.00", "-2.00"):
+        assert number in drawn(overshooting(0.1, 2.9, -2.9, 0.5))
 
 
 def test_saddles_are_labelled_with_their_index() -> None:
-    picture = PICTURES[3]
+    picture = PICTURES[4]
     text = "\n".join(strip.text for strip in Drawings().draw(taken(picture), 78, 18, "truecolor"))
     for words in ("×36", "×5", "▾", "●", "index 2 of 72", "found: 2 saddles"):
         assert words in text

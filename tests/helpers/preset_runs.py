@@ -38,6 +38,10 @@ TRUE: dict[str, tuple[str, set[str]]] = {
     "first-descent": ("healthy", {"converged"}),
     "saddle": ("not clear", {"healthy", "saddle", "converged"}),
     "edge-of-stability": ("healthy", {"converged", "rate at the edge"}),
+    "too-cold": ("rate too small", set()),
+    "warmup": ("diverged", {"diverging", "exploding", "rate too large"}),
+    "adam-edge": ("healthy", {"converged", "rate at the edge"}),
+    "catapult": ("healthy", {"converged", "rate at the edge"}),
     "rate-too-small": ("rate too small", set()),
     "rate-at-the-limit": ("rate too large", set()),
     "cross-entropy": ("healthy", {"converged"}),
@@ -60,10 +64,11 @@ SICK = (
 )  # fmt: skip
 PACED_STEPS = 200
 CURE_STEPS = 250  # how long the advice may take
-SLOWER = {"transformer": 1000}  # longer for these presets
+SLOWER = {"transformer": 1000, "too-cold": 500, "warmup": 1000}  # longer for these presets
 FASTEST = {"edge-of-stability": 1200}  # steps at full speed, where the preset's own number takes too long
+ALSO_NAMED = {"warmup": "rate too large"}  # with some seeds all units die before a number overflows
 CURED = 0.8  # of the loss without the advice
-SICK += ("transformer-deep", "post-ln", "spirals")
+SICK += ("transformer-deep", "post-ln", "spirals", "too-cold", "warmup")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ class PresetRun:
         """Whether its own problem was named; of a preset without one, that it is the last verdict, or none was."""
         findings = [line["finding"] for line in self.said]
         if self.name in SICK:
-            return self.wanted in findings
+            return not {self.wanted, ALSO_NAMED.get(self.name)}.isdisjoint(findings)
         return not findings or findings[-1] in self.true
 
     @property
@@ -144,11 +149,12 @@ def run_cure(sick: PresetRun, *, home: Path) -> tuple[str, float, float] | None:
     A headless run that has diverged has ended, so nothing is advised. It can only be started again: what its preset
     names as a remedy besides going back is applied at the start.
     """
-    if sick.first is None:
-        return None
-    at, advised = sick.first["step"], [f"{a['knob']}={a['value']}" for a in sick.first.get("try", ())]
     if sick.wanted == "diverged":
         at, advised = 0, [one for one in presets.find(sick.name)[1].remedy if one != "undo"]
+    elif sick.first is None:
+        return None
+    else:
+        at, advised = sick.first["step"], [f"{a['knob']}={a['value']}" for a in sick.first.get("try", ())]
     if not advised:
         return None
     steps = at + SLOWER.get(sick.name, CURE_STEPS)

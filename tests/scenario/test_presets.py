@@ -53,7 +53,7 @@ def test_remedies_of_presets_are_in_their_stories() -> None:
 
 def test_presets_with_something_wrong_have_a_remedy() -> None:
     fine = {"first-descent", "healthy", "edge-of-stability", "cross-entropy", "chain-rule", "activations", "break-it"}
-    fine |= {"digits", "own-points", "own-images", "own-text", "grokking", "rare-classes"}
+    fine |= {"adam-edge", "catapult", "digits", "own-points", "own-images", "own-text", "grokking", "rare-classes"}
     assert {name for name in presets.names() if not presets.find(name)[1].remedy} == fine
 
 

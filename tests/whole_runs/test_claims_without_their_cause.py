@@ -13,6 +13,7 @@ from tui_descent.scenario.toml import variant
 
 # The presets whose first failing claim costs little.
 QUICK = {"first-descent", "rate-at-the-limit", "vanishing", "chain-rule", "careful-init", "too-hot", "dead-relu"}
+QUICK |= {"catapult"}
 # Claims that hold with and without the cause: the reason.
 INDEPENDENT = {
     ("healthy", 1): "the gradient arrives before anything is learnt",
@@ -24,6 +25,9 @@ INDEPENDENT = {
     ("monkey-saddle", 4): "the run ends in a valley, whether it passes the saddle or not",
     ("edge-of-stability", 0): "at a smaller rate the start is even farther from the limit",
     ("edge-of-stability", 4): "the net learns at a smaller rate, too",
+    ("adam-edge", 0): "at a smaller rate the start is even farther from the limit",
+    ("catapult", 1): "the loss gets small below the limit, too",
+    ("catapult", 6): "the claim tries all rates itself",
     ("rate-at-the-limit", 3): "the claim tries all rates itself",
     ("chain-rule", 0): "the two ways agree for every net",
     ("chain-rule", 1): "the two ways agree for every net",

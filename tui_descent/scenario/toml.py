@@ -274,8 +274,9 @@ def _own_loss_problems(s: Scenario) -> list[Problem]:
 def _two_layer_problems(model: TwoLayerModel) -> list[Problem]:
     found = []
     if (weights := model.ends * model.width) > MAX_WEIGHTS:
-        found_text = f"found {model.width}, times {model.ends} inputs {weights:,}"
-        text = f"{found_text}; allowed: a product of at most {MAX_WEIGHTS:,}"
+        text = (
+            f"found {model.width}, times {model.ends} inputs {weights:,}; allowed: a product of at most {MAX_WEIGHTS:,}"
+        )
         found.append(Problem("model.width", text))
     if len(model.singular_values) > (most := min(model.ends, model.width)):
         what = "model.width" if model.ends >= model.width else "model.inputs"
