@@ -731,6 +731,58 @@ def test_loss_that_jumps_up_is_no_longer_called_healthy() -> None:
         assert sentence(finding) == f"Loss rose from {finding.evidence['before']:.3g} to 2.2."
 
 
+def run_losses(losses: list[float], **how: Any) -> Diagnosis:
+    """A run of a regression with these losses, and with gradients that arrive."""
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(user_loop=True, **how))
+    for step, loss in enumerate(losses):
+        diagnosis.add_loss(step, loss)
+        if step % 5 == 0:
+            diagnosis.add_reading(reading(step, backprop_factor=[1.0, 1.0], update_ratio=[1e-3, 1e-3]))
+    return diagnosis
+
+
+NOISE = {
+    "exponential": lambda r: r.expovariate(1.0),
+    "squared normal": lambda r: r.gauss(0.0, 1.0) ** 2,
+    "heavy tails": lambda r: 0.3 + abs(r.gauss(0.0, 1.0) / max(0.1, abs(r.gauss(0.0, 1.0)))) ** 2,
+    "coin": lambda r: r.choice((0.05, 3.0)),
+}
+
+
+@pytest.mark.parametrize("noise", NOISE)
+@pytest.mark.parametrize("lowest_first", [False, True])
+def test_loss_that_only_scatters_has_no_direction(noise: str, lowest_first: bool) -> None:
+    """The first loss is that of one batch: it may be far below the mean."""
+    for seed in range(8):
+        r = random.Random(seed)
+        losses = [NOISE[noise](r) for _ in range(600)]
+        losses[0] = min(losses) if lowest_first else losses[0]
+        for steps in (60, 140, 600):
+            diagnosis = run_losses(losses[:steps])
+            finding = diagnosis.finding()
+            text = "" if finding is None else sentence(finding)
+            assert "rose" not in text, (seed, steps, text)
+            assert "up" not in text.split(), (seed, steps, text)
+            assert name_of(diagnosis) in (None, "not clear"), (seed, steps, text)
+
+
+@pytest.mark.parametrize(
+    "rise",
+    [
+        lambda n: 1000.0 if n else 1.0,  # at the first update
+        lambda n: min(1e6, 3.0**n),
+        lambda n: 1.0 + n / 20,
+        lambda n: 1.0 if n < 80 else 6.0,
+        lambda n: max(0.2, 1 - n / 40) if n < 60 else 9.0,
+    ],
+)
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.3])
+def test_loss_that_rises_out_of_its_scatter_diverges(rise: Callable[[int], float], noise: float) -> None:
+    r = random.Random(3)
+    losses = [rise(n) * math.exp(noise * r.gauss(0.0, 1.0)) for n in range(240)]
+    assert name_of(run_losses(losses)) == "diverging"
+
+
 def test_expected_loss_continues_the_last_falls() -> None:
     flat = [2.0] * LONG_WINDOW
     assert expected_loss(flat, 2.3) == 2.0

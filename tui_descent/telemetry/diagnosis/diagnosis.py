@@ -16,6 +16,9 @@ from tui_descent.telemetry.diagnosis import wiring
 from tui_descent.telemetry.diagnosis.advice import advice_for, exploding_advice, is_advised, usable
 from tui_descent.telemetry.diagnosis.dynamics import UNKNOWN
 from tui_descent.telemetry.diagnosis.features import (
+    FEW,
+    FIRST_STEPS,
+    LEAPT,
     LONG_WINDOW,
     SPOILS,
     TAIL,
@@ -24,6 +27,10 @@ from tui_descent.telemetry.diagnosis.features import (
     FeatureExtractor,
     Features,
     Window,
+    differ,
+    far_below,
+    first_level,
+    low_of,
     median,
     newest_of,
     values_of,
@@ -49,6 +56,7 @@ from tui_descent.telemetry.diagnosis.rules import (
     flat_surface,
     rate_was_cut,
     rises,
+    rose_again,
     spoilt,
 )
 from tui_descent.telemetry.diagnosis.situation import RunContext, key_of
@@ -63,8 +71,6 @@ HOLD, HOLD_UNCLEAR, CHANGE_EVERY = 30, 50, 100
 # A judgement that is less sure than CERTAIN needs FIRM_STEPS steps, and must be the same FIRM times in a row.
 CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
 STEPS_TO_CHECK = 5  # after an intervention, until all facts about the wiring have been checked again
-# The mean of so many losses is a run's first loss, unless it is above the very first one by the share LEAPT.
-FIRST_STEPS, LEAPT = 3, 1.0
 NEAR_GUESS = 0.03  # a loss this close to ln(classes) is that of a guess
 SHOWN_LOSSES = 20  # a sentence has the mean of so many losses, like the line of the loss chart
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
@@ -86,7 +92,7 @@ class Diagnosis:
         # Measured on a transformer: re-initialising by He or Xavier, embedding included, makes it worse.
         self._harmful = frozenset({"init"} if any(layer.kind == "Embedding" for layer in layers) else ())
         self._wiring: dict[str, Finding] = {}
-        self._run_first_loss: float | None = None
+        self._run_first_losses: list[float] = []
         self._run_reading: ReadingsTaken | None = None
         self._best = math.inf
         self._curvature_requested = False
@@ -145,8 +151,8 @@ class Diagnosis:
                 return
             self._new_window(step)
         loss = max(-MAX_LOSS, min(loss, MAX_LOSS))
-        self._run_first_loss = loss if self._run_first_loss is None else self._run_first_loss
-        self._first_losses += [loss] if len(self._first_losses) < FIRST_STEPS else []
+        for first in (self._run_first_losses, self._first_losses):
+            first += [loss] if len(first) < FIRST_STEPS else []
         self._losses.append(loss)
         self._history.add(loss)
         if rate is not None and math.isfinite(rate):
@@ -336,7 +342,8 @@ class Diagnosis:
         if said.finding not in FINE or not isinstance(before, float) or before < 0:
             return False
         low = FALLEN * min(abs(self._guess), abs(self._run_first_loss or 0.0))
-        return statistics.median(list(self._losses)[-TAIL:]) > max(RISEN_AGAIN * before, low)
+        newest = list(self._losses)[-TAIL:]
+        return statistics.median(newest) > max(RISEN_AGAIN * before, low) and sorted(newest)[1] > before
 
     def _is_firm(self, name: str | None) -> bool:
         """Whether the newest judgements are the same."""
@@ -420,7 +427,7 @@ class Diagnosis:
         if self.context.remedies and advice:
             advice = [*self.context.remedies, *(a for a in advice if a not in self.context.remedies)]
         elif found.finding == "diverged" and advice:
-            first_loss = statistics.fmean(self._first_losses) if self._first_losses else math.inf
+            first_loss = statistics.fmean(self._first_losses[:FEW]) if self._first_losses else math.inf
             reading = self._first_reading
             large = reading is not None and exploded(first_loss, self._guess, self._extractor.product(reading))
             if large:
@@ -429,9 +436,26 @@ class Diagnosis:
 
     @property
     def _first_loss(self) -> float:
-        """The mean of the first losses. If the first updates made them rise far, the first loss alone."""
-        first, mean = self._first_losses[0], statistics.fmean(self._first_losses)
-        return first if mean - first > LEAPT * abs(first) else mean
+        """The mean of the window's first losses; of fewer if they move, of one if the first updates made it leap."""
+        first, few = self._first_losses[0], statistics.fmean(self._first_losses[:FEW])
+        return first_level(self._first_losses, otherwise=first if few - first > LEAPT * abs(first) else few)
+
+    @property
+    def _run_first_loss(self) -> float | None:
+        first = self._run_first_losses
+        return first_level(first, otherwise=first[0]) if first else None
+
+    @property
+    def _has_left_start(self) -> bool:
+        """Whether nearly all newest losses are above the first ones: the mean of these, or each, if they move."""
+        first, losses = self._first_losses, list(self._losses)
+        level = self._first_loss
+        if level == first[0]:
+            since = losses[FIRST_STEPS - self._step_count :]
+            return far_below(level, since) or (low_of(since[-WINDOW:]) > level and differ(first, since[-WINDOW:]))
+        many = level == statistics.fmean(first)
+        since = losses[(FIRST_STEPS if many else FEW) - self._step_count :][-WINDOW:]
+        return low_of(since) > (level if many else max(first[:FEW]))
 
     @property
     def _guess(self) -> float:
@@ -463,6 +487,8 @@ class Diagnosis:
             first_reading=first_reading,
             run_reading=self._run_reading,
             first_loss=self._first_loss,
+            left_start=self._has_left_start,
+            moved=differ(self._run_first_losses, losses[-WINDOW:]),
             run_first_loss=self._run_first_loss,
             best=self._best,
             guess=self._guess,
@@ -529,11 +555,16 @@ class Diagnosis:
             shown |= {"first_to_last_grad": ends[0] / ends[1], "last": self._layers[rows[-1]].name}
         if name == "large momentum" and self.context.momentum is not None:
             shown |= {"momentum": self.context.momentum, "memory": 1 / (1 - self.context.momentum)}
-        if name == "not clear" and (f.now > RISEN_AGAIN * f.lowest > 0 or rises(f)) and self.context.loss_means_fit:
+        if name == "not clear" and (self._has_risen_again(f) or rises(f)) and self.context.loss_means_fit:
             shown["before"] = f.lowest
         if name == "not clear":
             shown |= {"trend": _trend(f), "gradients": _gradients(f, self._readings[-1])}
         return None if row is None else self._layers[row].name, shown
+
+    def _has_risen_again(self, f: Features) -> bool:
+        said = self._said
+        was_said = said is not None and said.finding == "not clear" and "before" in said.evidence
+        return rose_again(f) or (was_said and f.now > RISEN_AGAIN * f.lowest > 0)
 
     def _silent_row(self) -> int | None:
         """The last layer whose outputs are all 0."""
@@ -556,12 +587,14 @@ def _is_neutral(fact: Finding) -> bool:
 def _trend(f: Features) -> str:
     """How the loss has moved over the newest steps."""
     if abs(f.long_slope if f.long_slope is not None else f.slope) < 2.5:
-        return f"level at {f.now:.3g}"
+        return f"level at {f.mean:.3g}"
     if f.first <= 0 or f.now <= 0 or f.now > 2 * f.first:  # a percentage would mean little
         return f"from {f.first:.3g} to {f.now:.3g} in {f.steps:,} steps"
     change = f.now / f.first - 1
+    if change < -0.99:  # such percentages say little
+        return f"down from {f.first:.3g} to {f.now:.2g} in {f.steps:,} steps"
     if abs(change) < 0.005:  # less than can be shown
-        return f"level at {f.now:.3g}"
+        return f"level at {f.mean:.3g}"
     return f"{'up' if change > 0 else 'down'} {abs(change):.0%} in {f.steps:,} steps, now {f.now:.3g}"
 
 

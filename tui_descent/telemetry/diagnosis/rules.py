@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from tui_descent.telemetry.diagnosis.features import SIGNIFICANT, SPOILS, Features
+from tui_descent.telemetry.diagnosis.features import NOISY, SIGNIFICANT, SPOILS, Features
 from tui_descent.telemetry.diagnosis.findings import Name
 from tui_descent.telemetry.diagnosis.situation import RunContext
 
@@ -71,7 +71,15 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
     judged = _by_loss(f, context)
     if judged is not None and judged[0] in ("not clear", "plateau", "diverging") and _momentum_is_too_large(f, context):
         return "large momentum", 0.8
+    if judged is not None and judged[0] in ("healthy", "converged", "plateau") and _only_scatters(f, context):
+        return "not clear", 0.5
     return judged
+
+
+def _only_scatters(f: Features, context: RunContext) -> bool:
+    """Whether a loss scatters so much that nothing shows where it goes, and no guess is known to compare it with."""
+    known = context.classes is not None or context.guess is not None or context.surface
+    return f.scatter > NOISY and not f.moved and not known
 
 
 def _momentum_is_too_large(f: Features, context: RunContext) -> bool:
@@ -82,7 +90,7 @@ def _momentum_is_too_large(f: Features, context: RunContext) -> bool:
     if momentum is None or not LARGE_MOMENTUM <= momentum < 1 or 1 / (1 - momentum) < LONG_AVERAGE * f.steps:
         return False
     at_guess = context.classes is not None and f.now > NOT_FALLEN * max(f.guess, f.run_first)
-    return at_guess or f.now > RISEN_AGAIN * f.lowest > 0
+    return at_guess or rose_again(f)
 
 
 def _by_gradients(f: Features) -> tuple[Name, float]:
@@ -109,7 +117,7 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     ):
         return "exploding", _sure(grown / GROWN)
     risen = max(f.first + (RISEN - 1) * abs(f.first), f.guess + (ABOVE_GUESS - 1) * size)
-    if f.now > risen:
+    if f.now > risen and f.left_start:
         return "diverging", _sure(f.now / risen if risen > 0 else math.inf, decades=0.3)
     if _no_weight_learns(f) and not context.surface and f.now > TINY * size:
         return _no_gradient(f, context)
@@ -220,6 +228,11 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
     if tiny or (f.last_half is not None and f.last_half[1] < LEVEL_FALL):
         return "converged", max(sure, FAIR)
     return ("healthy", max(sure, FAIR)) if f.now < NOT_FALLEN * f.run_first else ("not clear", 0.5)
+
+
+def rose_again(f: Features) -> bool:
+    """Whether the loss is far above its lowest mean, and not only by a few odd batches."""
+    return f.now > RISEN_AGAIN * f.lowest > 0 and f.low > f.lowest
 
 
 def rises(f: Features) -> bool:
