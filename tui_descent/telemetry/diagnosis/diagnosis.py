@@ -272,6 +272,8 @@ class Diagnosis:
         if fact.finding in wiring.SLOWS_SGD:
             said = None if self._said is None else self._said.finding
             return said in ("plateau", "rate too small", "not clear") and self.context.adaptive is False
+        if fact.finding in wiring.OF_SPOILT_WEIGHTS and self._said is not None:
+            return self._said.finding != "rate too large"
         return fact.finding not in wiring.SYMPTOMS or not self._is_explained()
 
     def _is_explained(self) -> bool:
