@@ -312,7 +312,7 @@ TRUTHS: dict[str, Callable[[Facts], bool]] = {
     "foreign parameters": lambda f: f.foreign > 0,
     "gradient cut": _is_cut,
     "unregistered": lambda f: bool(f.unregistered),
-    "zero output": lambda f: not f.output_deviation > 0 and abs(f.fall) < 0.05,
+    "zero output": lambda f: not f.output_deviation > 0 and f.empty == 1,
     "no gradient": lambda f: all(g is None for u in f.updates for g in u.grads.values()),
     "all pairs": lambda f: f.broadcasts,
     "target scale": lambda f: not 1e-2 < f.target_rms < 1e2,

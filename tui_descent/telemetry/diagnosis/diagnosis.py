@@ -20,6 +20,7 @@ from tui_descent.telemetry.diagnosis.features import (
     FIRST_STEPS,
     LEAPT,
     LONG_WINDOW,
+    NOISY,
     SPOILS,
     TAIL,
     WINDOW,
@@ -33,11 +34,13 @@ from tui_descent.telemetry.diagnosis.features import (
     low_of,
     median,
     newest_of,
+    scatter_of,
     values_of,
 )
 from tui_descent.telemetry.diagnosis.findings import FINE, NEUTRAL, Finding, Outcome
 from tui_descent.telemetry.diagnosis.loss_history import LossHistory
 from tui_descent.telemetry.diagnosis.numerics import numerics_finding
+from tui_descent.telemetry.diagnosis.rate_fall import RateFall
 from tui_descent.telemetry.diagnosis.rules import (
     ABOVE_BEST,
     CLEAR,
@@ -71,11 +74,13 @@ HOLD, HOLD_UNCLEAR, CHANGE_EVERY = 30, 50, 100
 # A judgement that is less sure than CERTAIN needs FIRM_STEPS steps, and must be the same FIRM times in a row.
 CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
 STEPS_TO_CHECK = 5  # after an intervention, until all facts about the wiring have been checked again
+PATIENCE = 1000  # steps at the loss of a guess until the script is to be checked: some tasks start with a plateau
 NEAR_GUESS = 0.03  # a loss this close to ln(classes) is that of a guess
 SHOWN_LOSSES = 20  # a sentence has the mean of so many losses, like the line of the loss chart
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
 KEPT_READINGS = 40
+OF_SPOILT_WEIGHTS = ("dead units", "saturated", "vanishing", "plateau")  # what may follow from far too large updates
 RATES = ("rate too small", "rate too large", "diverging")  # a further change of the rate may help them
 LEFT_SADDLE = 0.05  # of a surface's first loss: a change after which the last curvature does not count any more
 FALLEN_AGAIN = 0.7  # of the loss at which a run was called converged
@@ -99,6 +104,7 @@ class Diagnosis:
         self._predicted: str | None = None
         self._turned = "", "", ""  # knob, key, and the finding before
         self._try: tuple[str, str, str] | None = None  # what should have helped: the finding before, key, and knob
+        self._spoilt: str | None = None  # the largest update, if updates have spoilt the weights for good
         self._failed: set[str] = set()  # knobs that should have helped and have not
         self.undoable = False  # whether an intervention is in effect, so that undo has something to undo
         self._new_window(0)
@@ -117,6 +123,7 @@ class Diagnosis:
         self._history = LossHistory()
         self._rate: float | None = None
         self._largest_rate = 0.0
+        self._rate_fall = RateFall()
         self._numerics: Finding | None = None
         self._finite = 0  # losses since the last non-finite loss
         self._curvature: Curvature | None = None
@@ -157,6 +164,7 @@ class Diagnosis:
         self._history.add(loss)
         if rate is not None and math.isfinite(rate):
             self._rate, self._largest_rate = rate, max(rate, self._largest_rate)
+            self._rate_fall.add(rate)
         self._step_count += 1
         if self._step_count % (CHECK_EVERY if self._step_count <= RARELY_FROM else CHECK_RARELY) == 0:
             self._judge()
@@ -221,12 +229,14 @@ class Diagnosis:
                 self._try = before.finding, advised.key, knob
         self.context = msgspec.structs.replace(self.context, remedies=())
         self.undoable = True
+        self._spoilt = None if knob == "init" else self._spoilt  # new weights
         if knob is not None:
             self.set_knobs([KnobState(name=knob, value=value)] if value[:1] not in ("*", "/") else ())
         self._new_window(step)
 
     def rewind(self, step: int, knobs: Iterable[KnobState] | Mapping[str, str]) -> None:
         """The run is back before update `step`, with these knobs: a new window starts."""
+        self._spoilt = None
         self._predicted, self.outcome, self._try = None, None, None
         if isinstance(knobs, Mapping):
             knobs = [KnobState(name=name, value=value) for name, value in knobs.items()]
@@ -260,7 +270,13 @@ class Diagnosis:
         gives_way = (said is not None and said.finding in FINE) or self._may_have_ended
         if facts and not (_is_neutral(facts[0]) and gives_way):
             return facts[0]
+        if self._rate_fall.fall is not None and self.context.user_loop and (said is None or said.finding not in FINE):
+            return self._of_rate_fall(*self._rate_fall.fall)
         return said
+
+    def _of_rate_fall(self, rate: float, steps: int) -> Finding:
+        evidence: dict[str, float | str] = {"rate": rate, "within": float(steps), "loss": self._newest_loss}
+        return Finding(finding="rate too small", sure=CERTAIN, evidence=evidence)
 
     @property
     def _may_have_ended(self) -> bool:
@@ -356,6 +372,8 @@ class Diagnosis:
         if judged is None:
             return None, 0.0
         name, sure = judged
+        if self._spoilt is not None and name in OF_SPOILT_WEIGHTS:
+            name, sure = "rate too large", max(sure, CERTAIN)
         sure = 0.5 + (sure - 0.5) * min(1.0, (f.readings + 3) / (ENOUGH_READINGS + 3))
         if name != "not clear" and sure >= CLEAR:
             return name, sure
@@ -374,9 +392,17 @@ class Diagnosis:
             advice = []  # the activation of the net's output cannot be changed
         remedies = () if name in NEUTRAL else self.context.remedies
         knobs = self._available if self.undoable else self._available - {"undo"}
+        before_window = name == "rate too large" and self._spoilt is not None and "largest" not in evidence
+        if before_window:
+            evidence["largest"] = self._spoilt or ""
+            knobs = knobs - {"undo"}  # the weights were as bad before the last intervention
         if name in ("diverging", "rate too large") and self.context.user_loop and "undo" not in knobs and spoilt(f):
             # Nothing can bring the weights of a script back.
             evidence["restart"], advice = 1.0, []
+        if name in FINE:
+            self._spoilt = None
+        elif name == "rate too large" and "largest" in evidence and spoilt(f):
+            self._spoilt = str(evidence["largest"])
         advice = [a for a in advice if a.knob not in self._failed or (a.knob == "lr" and name in RATES)]
         if self._try is not None and self._try[0] == name:
             evidence["tried"] = self._try[1]
@@ -490,7 +516,7 @@ class Diagnosis:
             run_reading=self._run_reading,
             first_loss=self._first_loss,
             left_start=self._has_left_start,
-            moved=differ(self._run_first_losses, losses[-WINDOW:]),
+            moved=scatter_of(losses) <= NOISY or differ(self._run_first_losses, losses[-WINDOW:]),
             run_first_loss=self._run_first_loss,
             best=self._best,
             guess=self._guess,
@@ -543,6 +569,8 @@ class Diagnosis:
                 row, shown["no_gradient"] = f.silent_row, 1.0
         if name == "plateau" and self.context.classes is not None and abs(f.now - f.guess) < NEAR_GUESS * f.guess:
             shown["guess"] = f.guess
+        if name == "plateau" and self.context.user_loop and f.steps < PATIENCE:
+            shown["steps"] = float(f.steps)
         if name == "weights decaying" and f.decay_share is not None and (f.kept is None or f.kept > SHRUNK):
             shown["decay"] = f.decay_share
         if name == "rate too large" and self._largest_update is not None and self._largest_update[0] > LARGE_UPDATE:

@@ -55,8 +55,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     best: float  # the lowest mean of ten losses of the run
     mean: float  # of the window's losses
     low: float  # nearly all losses of the window are above it
-    scatter: float  # the standard deviation of the newest losses over their mean
-    moved: bool  # whether they differ from the run's first losses beyond their scatter
+    moved: bool  # whether they scatter little, or differ from the run's first losses beyond their scatter
     left_start: bool  # whether all losses since the first ones, or the window's start, are clearly above these
     now: float  # the loss at the end of the window
     fell: float  # fall of the loss over the last third of the window
@@ -154,7 +153,6 @@ class FeatureExtractor:
         fell = earlier - statistics.fmean(window[-THIRD:])
         slope, error, noise = fit_line(window[-2 * THIRD :])
         now = statistics.fmean(window[-TAIL:])
-        ratios = [self._weight_scale(r) * v for r in newest for v in values_of(r, "update_ratio")]
         long = len(w.losses) >= LONG_WINDOW
         long_slope, long_error, _ = fit_line(w.losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
         at_first = self.product(w.first_reading)
@@ -166,7 +164,6 @@ class FeatureExtractor:
             best=min(w.best, now),
             mean=statistics.fmean(window),
             low=low_of(window),
-            scatter=scatter_of(w.losses),
             left_start=w.left_start,
             moved=w.moved,
             now=now,
@@ -184,7 +181,9 @@ class FeatureExtractor:
             product=self._newest_product(w.readings),
             first_product=early_product if (self.update_ratio(w.first_reading) or 0.0) < SPOILS else at_first,
             early_product=early_product,
-            update_ratio=max(ratios, default=None),
+            update_ratio=max(
+                (self._weight_scale(r) * v for r in newest for v in values_of(r, "update_ratio")), default=None
+            ),
             first_update_ratio=self.update_ratio(w.first_reading),
             largest_update=w.largest_update,
             peak=w.peak,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-FALLEN_TO, WITHIN = 1e-3, 200  # of the largest rate, in so many steps
+FALLEN_TO, WITHIN = 1.001e-3, 200  # of the largest rate, with room for rounding, in so many steps
 # A cosine or a line falls that far only at its very end. A geometric fall spends half of its steps below LOW, so below
 # a third of the steps it is none.
 LOW, LOW_SHARE = 1 / 30, 1 / 3
-HIGH = 0.5  # the fall begins where the rate was last above this share of the largest
+HIGH = 0.9  # the fall begins where the rate was last above this share of the largest
 BACK = 1e-2  # a rate above this share is a warm restart
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from tui_descent.telemetry.diagnosis.features import NOISY, SIGNIFICANT, SPOILS, Features
+from tui_descent.telemetry.diagnosis.features import SIGNIFICANT, SPOILS, Features
 from tui_descent.telemetry.diagnosis.findings import Name
 from tui_descent.telemetry.diagnosis.situation import RunContext
 
@@ -30,6 +30,7 @@ SLOW_FALL = 0.05  # over three windows: small steps bring the loss down
 CLEAR_FALL = 0.2  # over three windows: the loss clearly falls
 NOT_FALLEN = 0.9  # above this share of the run's first loss, the loss has not fallen
 ABOVE, FALLING = 1.1, 0.07  # a loss above 1.1 that falls by 7 % in a third of a window is still improving
+TINY_OF_FIRST = 0.01  # of the run's first loss: then it has fallen far, even if the loss function is not known
 TINY = 0.02  # below this loss nothing is left to learn
 FALLEN = 0.15  # below this share of the run's first loss, or of g if g is lower, the loss has fallen far
 LEVEL_SLOPE = -2.5  # the loss is level if a line through three windows has a slope above this, in standard errors
@@ -67,7 +68,7 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
     None while the loss is above that of a guess but falls: this is not healthy yet, but no longer a fault.
     """
     if not context.loss_means_fit or (f.now < -1e-6 * abs(f.guess) and not context.surface):
-        return _by_gradients(f)
+        return _by_gradients(f, context)
     judged = _by_loss(f, context)
     if judged is not None and judged[0] in ("not clear", "plateau", "diverging") and _momentum_is_too_large(f, context):
         return "large momentum", 0.8
@@ -79,7 +80,7 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
 def _only_scatters(f: Features, context: RunContext) -> bool:
     """Whether a loss scatters so much that nothing shows where it goes, and no guess is known to compare it with."""
     known = context.classes is not None or context.guess is not None or context.surface
-    return f.scatter > NOISY and not f.moved and not known
+    return not f.moved and not known
 
 
 def _momentum_is_too_large(f: Features, context: RunContext) -> bool:
@@ -93,12 +94,14 @@ def _momentum_is_too_large(f: Features, context: RunContext) -> bool:
     return at_guess or rose_again(f)
 
 
-def _by_gradients(f: Features) -> tuple[Name, float]:
+def _by_gradients(f: Features, context: RunContext) -> tuple[Name, float]:
     """What the gradients alone prove."""
     if _no_weight_learns(f):
         return ("rate too large", 0.9) if _spoilt_at_once(f) else ("dead units", 0.95)
     if f.product is not None and 0 < f.product < NOTHING_ARRIVES and f.first_product is not None:
         return "vanishing", _sure(NOTHING_ARRIVES / f.product)
+    if not context.several_optimizers and 0 < f.now < TINY_OF_FIRST * f.run_first:
+        return _training(f, context, FAIR)  # whatever the loss function is, such a fall is no accident
     return "not clear", 0.5
 
 

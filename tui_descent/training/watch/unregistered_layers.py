@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from tui_descent.training.steering.steering import Steering
-from tui_descent.training.watch.facts import Facts
+from tui_descent.training.watch.facts import Evidence, Facts
 from tui_descent.training.watch.other_optimizers import OtherOptimizers
 from tui_descent.training.watch.unheld_weights import UnheldWeights
 
@@ -54,7 +54,7 @@ class UnregisteredLayers:
             if not used or any(id(p) in held or self._others.holds(p) for p in one.parameters):
                 continue
             if all(self._weights.is_constant(p) for p in used) and self._weights.looks(used[0]) >= UNCHANGED:
-                evidence = {"container": one.kind, "count": float(one.count), "layers": float(one.are_layers)}
+                evidence: Evidence = {"container": one.kind, "count": float(one.count), "layers": float(one.are_layers)}
                 self._facts.found("unregistered", one.name, evidence)
                 return
         self._facts.ended("unregistered")
