@@ -155,7 +155,6 @@ class FeatureExtractor:
         now = statistics.fmean(window[-TAIL:])
         long = len(w.losses) >= LONG_WINDOW
         long_slope, long_error, _ = fit_line(w.losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
-        at_first = self.product(w.first_reading)
         early_product = next((p for r in (w.first_reading, *w.early) if (p := self.product(r)) is not None), None)
         return Features(
             guess=w.guess,
@@ -179,11 +178,9 @@ class FeatureExtractor:
             readings=w.taken,
             blocks=len(self.rows) or len(self.alike),
             product=self._newest_product(w.readings),
-            first_product=early_product if (self.update_ratio(w.first_reading) or 0.0) < SPOILS else at_first,
+            first_product=early_product if self._started_slowly(w) else self.product(w.first_reading),
             early_product=early_product,
-            update_ratio=max(
-                (self._weight_scale(r) * v for r in newest for v in values_of(r, "update_ratio")), default=None
-            ),
+            update_ratio=self._largest_update_ratio(newest),
             first_update_ratio=self.update_ratio(w.first_reading),
             largest_update=w.largest_update,
             peak=w.peak,
@@ -207,6 +204,14 @@ class FeatureExtractor:
             cosine=_mean_cosine(w.readings),
             curvature=w.curvature,
         )
+
+    def _started_slowly(self, w: Window) -> bool:
+        return (self.update_ratio(w.first_reading) or 0.0) < SPOILS
+
+    def _largest_update_ratio(self, readings: Sequence[ReadingsTaken]) -> float | None:
+        """The update of the layer that moves most; None if none was measured."""
+        ratios = (self._weight_scale(r) * v for r in readings for v in values_of(r, "update_ratio"))
+        return max(ratios, default=None)
 
     def _newest_product(self, readings: Sequence[ReadingsTaken]) -> float | None:
         """The median P of the newest readings; if these have only norms, the last known P."""
