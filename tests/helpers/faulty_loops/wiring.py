@@ -403,7 +403,7 @@ def zero_grad_once_an_epoch(watch: Watching, steps: int) -> None:
 # Outputs and inputs
 
 
-@loop_with("dynamics", "constant output", "dead units", harmful="residual, lr")
+@loop_with("wiring", "zero output", also="constant output, dead units", harmful="residual, lr")
 def last_relu_is_closed(watch: Watching, steps: int) -> None:
     x, _ = blobs(d=8)
     t = -1 - x[:, :4].abs()

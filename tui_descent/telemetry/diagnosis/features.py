@@ -24,6 +24,7 @@ HALF, THIRD, TAIL = 30, 20, 10  # parts of a window, in steps
 # first FEW, or, if that is above the very first one by the share LEAPT, the first one alone.
 FIRST_STEPS, FEW, LEAPT = 20, 3, 1.0
 OUTLIES = 2.0  # standard errors by which the first losses then differ
+ALIKE = 1.0  # von Neumann's ratio below which neighbouring losses are alike
 NEARLY_ALL = 0.95  # of a window's losses are above its `low`
 NOISY = 0.6  # standard deviation of the losses over their mean, above which a slow fall cannot be seen
 RANKS_DIFFER = 3.0  # standard errors
@@ -321,8 +322,9 @@ def _kept(before: ReadingsTaken | None, now: ReadingsTaken) -> float | None:
 def first_level(losses: Sequence[float], *, otherwise: float) -> float:
     """The loss at a start: the mean of the first losses if they only scatter, a value given otherwise if they move.
 
-    They move if the first few, or the first one, lie outside the scatter of all. Of positive losses the logarithms are
-    compared, since a loss that diverges grows by factors.
+    They move if the first few, or the first one, lie outside the scatter of all, or if neighbours are alike, as on a
+    curve (von Neumann's ratio, 2 for independent numbers). Of positive losses the logarithms are compared, since a loss
+    that diverges grows by factors.
     """
     if len(losses) < FIRST_STEPS:
         return otherwise
@@ -330,6 +332,8 @@ def first_level(losses: Sequence[float], *, otherwise: float) -> float:
     mean, spread = statistics.fmean(values), statistics.stdev(values)
     few = statistics.fmean(values[:FEW])
     moves = abs(few - mean) > OUTLIES * spread / math.sqrt(FEW) or abs(values[0] - mean) > OUTLIES * spread
+    changes = math.fsum((b - a) ** 2 for a, b in itertools.pairwise(values))
+    moves = moves or changes < ALIKE * math.fsum((value - mean) ** 2 for value in values)
     return otherwise if moves else statistics.fmean(losses)
 
 
