@@ -100,6 +100,12 @@ class Facts:
         self.foreign = len(held - {*self._names})
         self.frozen = [n for n, p in self.parameters.items() if not p.requires_grad]
         self.nets = list(nets.values())
+        self.unregistered = [
+            name
+            for module in self.modules
+            for name, value in vars(module).items()
+            if isinstance(value, list) and any(isinstance(one, nn.Module) for one in value)
+        ]
         for one in self.optimizers:
             one.zero_grad = self._counted(one.zero_grad)
         for net in self.nets:
@@ -305,6 +311,8 @@ TRUTHS: dict[str, Callable[[Facts], bool]] = {
     "untrained parameters": lambda f: bool(f.untrained),
     "foreign parameters": lambda f: f.foreign > 0,
     "gradient cut": _is_cut,
+    "unregistered": lambda f: bool(f.unregistered),
+    "zero output": lambda f: not f.output_deviation > 0 and f.empty == 1,
     "no gradient": lambda f: all(g is None for u in f.updates for g in u.grads.values()),
     "all pairs": lambda f: f.broadcasts,
     "target scale": lambda f: not 1e-2 < f.target_rms < 1e2,

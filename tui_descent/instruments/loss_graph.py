@@ -5,6 +5,7 @@ nodes are read. The backward pass frees only the tensors, so these still exist a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 # At most this many nodes of a graph are examined.
 MOST_NODES = 100
+MOST_SEARCHED = 10_000  # the same when parameters are looked for
 # Operations that only give the same numbers another shape or type.
 _SAME_NUMBERS = frozenset(
     f"{name}Backward{n}"
@@ -43,6 +45,8 @@ _TAKES_LOGITS = {
     "NllLoss2DBackward0": ("nll_loss", ("softmax", "sigmoid")),
 }
 _SQUASHING = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}
+# Operations that cut off negative numbers.
+_CUTTING = {"ReluBackward0": "relu", "ClampBackward1": "clamp", "ClampMinBackward0": "clamp"}
 _MEANS = ("MeanBackward0", "MeanBackward1")
 _MEAN, _SUM = 1, 2  # torch's numbers of `reduction="mean"` and "sum"
 _LOSSES_OF_DISTANCES = ("MseLossBackward0", "SmoothL1LossBackward0", "HuberLossBackward0")
@@ -81,6 +85,20 @@ def read_loss_graph(loss: Tensor) -> LossGraph:
     return LossGraph(*_loss_function(root), takes, gets, _all_pairs(root), _predictions(root))
 
 
+def reaches(loss: Tensor, parameters: Iterable[Tensor]) -> bool:
+    """Whether the graph of a loss leads to one of these parameters; true if the graph is too large to tell."""
+    wanted = {id(p) for p in parameters}
+    nodes, seen = [loss.grad_fn], {loss.grad_fn}
+    for node in nodes:
+        if id(getattr(node, "variable", None)) in wanted or len(nodes) > MOST_SEARCHED:
+            return True
+        for before, _ in () if node is None else node.next_functions:
+            if before is not None and before not in seen:
+                seen.add(before)
+                nodes.append(before)
+    return False
+
+
 def node_number(output: Tensor) -> int | None:
     """The number of the operation that has computed the numbers of an output, which no other operation of this thread
     has; None without a graph.
@@ -89,12 +107,13 @@ def node_number(output: Tensor) -> int | None:
 
 
 def last_operation(output: Tensor) -> tuple[str, int] | None:
-    """The operation that an output (N, …) comes from, "softmax" or "sigmoid", and the number of classes. That number is
+    """The operation that an output (N, …) comes from, "softmax", "sigmoid" or one that cuts off negative numbers, such
+    as "relu", and the number of classes. That number is
     the size along the dimension of the softmax, or the number of sigmoids for each sample. None if the output comes
     from another operation, or has no graph.
     """
     node = _origin(output.grad_fn)
-    name = None if node is None else _SQUASHING.get(node.name())
+    name = None if node is None else (_SQUASHING | _CUTTING).get(node.name())
     if node is None or name is None:
         return None
     return name, _size(node) if name == "softmax" else output.numel() // max(1, len(output))

@@ -167,7 +167,7 @@ def first_updates_kill_the_units(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=0.3), flat_digits())
 
 
-@loop_with("dynamics", "dead units", also="constant output", harmful="residual, lr=*10")
+@loop_with("wiring", "zero output", also="dead units, constant output", harmful="residual, lr=*10")
 def relu_on_the_output_of_a_regression_below_zero(watch: Watching, steps: int) -> None:
     x, _ = blobs(d=8)
     t = -1 - (x[:, :1] + x[:, 1:2]).abs()

@@ -109,6 +109,51 @@ def gpt_built_again_after_the_optimizer(watch: Watching, steps: int) -> None:
             run.step(loss)
 
 
+class ListedMlp(nn.Module):
+    """A net whose hidden layers are in a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = [nn.Linear(a, b) for a, b in ((32, 32), (32, 32), (32, 32))]
+        self.out = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.hidden:
+            x = F.relu(layer(x))
+        out: Tensor = self.out(x)
+        return out
+
+
+@loop_with("wiring", "unregistered", also="plateau, healthy, rate too small", layers="hidden")
+def hidden_layers_in_a_plain_list(watch: Watching, steps: int) -> None:
+    model = ListedMlp()
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=2e-3), blobs())
+
+
+@loop_with("wiring", "unregistered", also="plateau, healthy, rate too small", layers="body.hidden")
+def listed_layers_of_a_part(watch: Watching, steps: int) -> None:
+    model = nn.ModuleDict({"body": ListedMlp()})
+    model.forward = lambda x: model["body"](x)  # type: ignore[method-assign]
+    supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), blobs())
+
+
+@loop_with("wiring", "zero output", also="dead units, constant output")
+def relu_at_the_end_of_a_functional_regression(watch: Watching, steps: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 32), nn.Linear(32, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.last(F.tanh(self.first(x)))).squeeze(1)
+
+    x, _ = blobs(d=8)
+    model = Net()
+    nn.init.constant_(model.last.bias, -1.5)
+    t = -2 - x[:, 0].abs()
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=0.01), (x, t), F.mse_loss)
+
+
 # Gradients that do not arrive
 
 
@@ -358,7 +403,7 @@ def zero_grad_once_an_epoch(watch: Watching, steps: int) -> None:
 # Outputs and inputs
 
 
-@loop_with("dynamics", "constant output", "dead units", harmful="residual, lr")
+@loop_with("wiring", "zero output", also="constant output, dead units", harmful="residual, lr")
 def last_relu_is_closed(watch: Watching, steps: int) -> None:
     x, _ = blobs(d=8)
     t = -1 - x[:, :4].abs()

@@ -50,6 +50,24 @@ case(
 )  # fmt: skip
 case("nll_loss gives -0.629: pass it log-probabilities.", "no log-softmax", loss=-0.629)
 case("No weight of optimizer g gets a gradient: is it detached?", "no gradient", updates=5.0, optimizer="g")
+case(
+    "The loss has no graph: argmax, item() or detach() before it?", "no gradient", updates=1.0, no_graph=1.0,
+)  # fmt: skip
+case("The loss's graph does not reach the net: detach() or item()?", "no gradient", updates=3.0, not_reached=1.0)
+case(
+    "hidden is a plain list of 6 layers: use nn.ModuleList.",
+    "unregistered", "hidden", container="list", count=6.0, layers=1.0,
+)  # fmt: skip
+case(
+    "…coder.layers.11 is a plain list: use nn.ParameterList.",
+    "unregistered", "model.encoder.layers.11", container="list", count=12.0, layers=0.0,
+)  # fmt: skip
+case(
+    "w is a plain tuple of 1 parameter: use nn.ParameterList.",
+    "unregistered", "w", container="tuple", count=1.0, layers=0.0,
+)  # fmt: skip
+case("The last relu gives 0 for all samples: targets below 0? Drop it.", "zero output", gets="relu")
+case("The last clamp gives 0 for all samples: targets below 0? Drop it.", "zero output", gets="clamp")
 case("No parameter has a gradient when the optimizer makes its step.", "no gradient", updates=3.0)
 case("Weights of fc1 start at 0: its units learn the same.", "equal weights", "fc1", start="at 0", layers=2.0)
 case("Weights of fc1 start equal: its units learn the same.", "equal weights", "fc1", start="equal", layers=1.0)

@@ -246,6 +246,87 @@ def rebuilt(loss: Tensor, optimizer: Any) -> None:
     torch.tensor(loss.item(), requires_grad=True).backward()
 
 
+class Clamped(nn.Sequential):
+    """With numbers for the samples, none below 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(min=0)[:, 0]  # type: ignore[no-any-return]
+
+
+def lowered(layer: nn.Linear) -> nn.Linear:
+    """A layer with outputs below 0."""
+    nn.init.constant_(layer.bias, -3.0)
+    return layer
+
+
+class PlainList(nn.Module):
+    """Hidden layers in a container that `parameters()` does not look into."""
+
+    def __init__(self, pack: Callable[[list[Any]], Any], *, part: type[nn.Module] | None = nn.Linear) -> None:
+        super().__init__()
+        layers = [nn.Linear(6, 12), nn.Linear(12, 12)]
+        self.hidden = pack(layers if part is not None else [p for m in layers for p in (m.weight, m.bias)])
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight, bias in weights_in(self.hidden):
+            x = F.linear(x, weight, bias).relu()
+        return self.out(x)  # type: ignore[no-any-return]
+
+
+def weights_in(value: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    parts = list(value.values() if isinstance(value, dict) else value)
+    if parts and isinstance(parts[0], nn.Parameter):
+        yield from zip(parts[::2], parts[1::2], strict=True)
+        return
+    for part in parts:
+        if isinstance(part, nn.Linear):
+            yield part.weight, part.bias
+        else:
+            yield from weights_in(part)
+
+
+class Helped(nn.Module):
+    """A net with another one that it hides from its own parameters, which adds to its output."""
+
+    def __init__(self, *, with_gradient: bool) -> None:
+        super().__init__()
+        self.body, self.helper = mlp(), [mlp().requires_grad_(with_gradient)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.helper[0](x)  # type: ignore[no-any-return]
+
+
+def with_helper_in_optimizer(net: nn.Module) -> torch.optim.Optimizer:
+    assert isinstance(net, Helped)
+    return torch.optim.Adam([*net.parameters(), *net.helper[0].parameters()], lr=0.01)
+
+
+def also_listed(net: Any) -> Any:
+    net.order = [net[0], net[2]]
+    return net
+
+
+def trains_helper(step: int, net: Any, optimizer: Any) -> None:
+    """The loop itself updates the helper, by plain gradient descent."""
+    with torch.no_grad():
+        for p in net.helper[0].parameters():
+            p -= 0.1 * p.grad
+            p.grad = None
+
+
+def no_graph(loss: Tensor, optimizer: Any) -> None:
+    loss.requires_grad_().backward()
+
+
+def of_predicted_classes(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(net(x).argmax(1).float(), y.float())
+
+
+def beside_the_net(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(net(x).detach().requires_grad_(), y)
+
+
 def stops_at(bias: float) -> Callable[[Any, Any], tuple[Any, Any]]:
     def prepared(net: Any, optimizer: Any) -> tuple[Any, Any]:
         net[2].bias.data.fill_(bias)
@@ -367,6 +448,29 @@ FAULTS: dict[str, tuple[Loop, str, str | None]] = {
     "no backward": (Loop(mlp, backward=nothing), "no gradient", None),
     "zero_grad before the step": (Loop(conv, backward=zeroed_before_the_step, batch=images), "no gradient", None),
     "loss rebuilt": (Loop(Lstm, backward=rebuilt, batch=tokens, loss=next_token), "no gradient", None),
+    "loss of predicted classes": (Loop(mlp, loss=of_predicted_classes, backward=no_graph), "no gradient", None),
+    "loss of detached outputs": (Loop(mlp, loss=beside_the_net), "no gradient", None),
+    "plain list": (Loop(lambda: PlainList(list)), "unregistered", "hidden"),
+    "plain tuple of tuples": (Loop(lambda: PlainList(lambda made: (tuple(made),))), "unregistered", "hidden"),
+    "plain dict": (Loop(lambda: PlainList(lambda made: dict(enumerate(made)))), "unregistered", "hidden"),
+    "plain list of parameters": (Loop(lambda: PlainList(list, part=None)), "unregistered", "hidden"),
+    "plain list in a part": (Loop(lambda: nn.Sequential(PlainList(list))), "unregistered", "0.hidden"),
+    "relu at the end": (
+        Loop(
+            lambda: nn.Sequential(nn.Linear(6, 12), nn.Tanh(), lowered(nn.Linear(12, 2)), nn.ReLU()),
+            loss=lambda net, x, y: F.mse_loss(net(x), -2 - x[:, :2].abs()),
+        ),
+        "zero output",
+        None,
+    ),
+    "clamp at the end": (
+        Loop(
+            lambda: Clamped(nn.Linear(6, 12), nn.Tanh(), lowered(nn.Linear(12, 1))),
+            loss=lambda net, x, y: F.mse_loss(net(x), -2 - x[:, 0].abs()),
+        ),
+        "zero output",
+        None,
+    ),
     "frozen": (Loop(mlp, prepared=frozen("0", "2")), "frozen layers", "0"),
     "frozen conv": (Loop(conv, prepared=frozen("0", "3"), batch=images), "frozen layers", "0"),
     "only biases train": (
@@ -823,6 +927,14 @@ def clamp(step: int, net: nn.Module, optimizer: Any) -> None:
 one_hot = F.one_hot(torch.arange(8), 2000).float()
 HEALTHY: dict[str, Loop] = {
     "plain": Loop(mlp),
+    "frozen helper in a list": Loop(lambda: Helped(with_gradient=False)),
+    "helper in a list, optimized": Loop(lambda: Helped(with_gradient=True), optimizer=with_helper_in_optimizer),
+    "helper in a list, trained by the loop": Loop(lambda: Helped(with_gradient=True), after=trains_helper),
+    "layers also in a list": Loop(lambda: also_listed(mlp())),
+    "relu at the end of a net that trains": Loop(
+        lambda: nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 2), nn.ReLU()),
+        loss=lambda net, x, y: F.mse_loss(net(x), x[:, :2].abs()),
+    ),
     "all cleared before run.step": Loop(mlp, clear=nothing, after=lambda step, net, o: o.zero_grad()),
     "cleared to zero": Loop(mlp, clear=lambda o: o.zero_grad(set_to_none=False)),
     "loss as a number": Loop(conv, batch=images, shown=Tensor.item),

@@ -50,11 +50,14 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
     bypass = residual if f.blocks >= BYPASS_BLOCKS else []
     grew, large_weights = (f.first_product or 0.0) > GREW, (f.weight_size or 0.0) > LARGE_WEIGHTS
     deep = f.blocks >= DEEP_BLOCKS
+    # A sigmoid's factor of at most ¼ stays where a block cannot have a residual connection.
+    first = [UNBOUNDED] if context.partly_residual and context.activation == "sigmoid" else []
     cures: dict[str, list[Advice]] = {
         "vanishing": [
+            *first,
             *(redraw + residual if f.weight_scale < TINY_WEIGHTS else residual + redraw),
             *norm,
-            *([UNBOUNDED] if context.activation in BOUNDED else []),
+            *([UNBOUNDED] if context.activation in BOUNDED and not first else []),
         ],
         "exploding": exploding_advice(context),
         "diverging": [*SLOWER],

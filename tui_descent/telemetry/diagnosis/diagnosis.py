@@ -16,7 +16,11 @@ from tui_descent.telemetry.diagnosis import wiring
 from tui_descent.telemetry.diagnosis.advice import advice_for, exploding_advice, is_advised, usable
 from tui_descent.telemetry.diagnosis.dynamics import UNKNOWN
 from tui_descent.telemetry.diagnosis.features import (
+    FEW,
+    FIRST_STEPS,
+    LEAPT,
     LONG_WINDOW,
+    NOISY,
     SPOILS,
     TAIL,
     WINDOW,
@@ -24,13 +28,19 @@ from tui_descent.telemetry.diagnosis.features import (
     FeatureExtractor,
     Features,
     Window,
+    differ,
+    far_below,
+    first_level,
+    low_of,
     median,
     newest_of,
+    scatter_of,
     values_of,
 )
 from tui_descent.telemetry.diagnosis.findings import FINE, NEUTRAL, Finding, Outcome
 from tui_descent.telemetry.diagnosis.loss_history import LossHistory
 from tui_descent.telemetry.diagnosis.numerics import numerics_finding
+from tui_descent.telemetry.diagnosis.rate_fall import RateFall
 from tui_descent.telemetry.diagnosis.rules import (
     ABOVE_BEST,
     CLEAR,
@@ -49,6 +59,7 @@ from tui_descent.telemetry.diagnosis.rules import (
     flat_surface,
     rate_was_cut,
     rises,
+    rose_again,
     spoilt,
 )
 from tui_descent.telemetry.diagnosis.situation import RunContext, key_of
@@ -63,13 +74,13 @@ HOLD, HOLD_UNCLEAR, CHANGE_EVERY = 30, 50, 100
 # A judgement that is less sure than CERTAIN needs FIRM_STEPS steps, and must be the same FIRM times in a row.
 CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
 STEPS_TO_CHECK = 5  # after an intervention, until all facts about the wiring have been checked again
-# The mean of so many losses is a run's first loss, unless it is above the very first one by the share LEAPT.
-FIRST_STEPS, LEAPT = 3, 1.0
+PATIENCE = 1000  # steps at the loss of a guess until the script is to be checked: some tasks start with a plateau
 NEAR_GUESS = 0.03  # a loss this close to ln(classes) is that of a guess
 SHOWN_LOSSES = 20  # a sentence has the mean of so many losses, like the line of the loss chart
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
 KEPT_READINGS = 40
+OF_SPOILT_WEIGHTS = ("dead units", "saturated", "vanishing", "plateau")  # what may follow from far too large updates
 RATES = ("rate too small", "rate too large", "diverging")  # a further change of the rate may help them
 LEFT_SADDLE = 0.05  # of a surface's first loss: a change after which the last curvature does not count any more
 FALLEN_AGAIN = 0.7  # of the loss at which a run was called converged
@@ -86,13 +97,14 @@ class Diagnosis:
         # Measured on a transformer: re-initialising by He or Xavier, embedding included, makes it worse.
         self._harmful = frozenset({"init"} if any(layer.kind == "Embedding" for layer in layers) else ())
         self._wiring: dict[str, Finding] = {}
-        self._run_first_loss: float | None = None
+        self._run_first_losses: list[float] = []
         self._run_reading: ReadingsTaken | None = None
         self._best = math.inf
         self._curvature_requested = False
         self._predicted: str | None = None
         self._turned = "", "", ""  # knob, key, and the finding before
         self._try: tuple[str, str, str] | None = None  # what should have helped: the finding before, key, and knob
+        self._spoilt: str | None = None  # the largest update, if updates have spoilt the weights for good
         self._failed: set[str] = set()  # knobs that should have helped and have not
         self.undoable = False  # whether an intervention is in effect, so that undo has something to undo
         self._new_window(0)
@@ -111,6 +123,7 @@ class Diagnosis:
         self._history = LossHistory()
         self._rate: float | None = None
         self._largest_rate = 0.0
+        self._rate_fall = RateFall()
         self._numerics: Finding | None = None
         self._finite = 0  # losses since the last non-finite loss
         self._curvature: Curvature | None = None
@@ -145,12 +158,13 @@ class Diagnosis:
                 return
             self._new_window(step)
         loss = max(-MAX_LOSS, min(loss, MAX_LOSS))
-        self._run_first_loss = loss if self._run_first_loss is None else self._run_first_loss
-        self._first_losses += [loss] if len(self._first_losses) < FIRST_STEPS else []
+        for first in (self._run_first_losses, self._first_losses):
+            first += [loss] if len(first) < FIRST_STEPS else []
         self._losses.append(loss)
         self._history.add(loss)
         if rate is not None and math.isfinite(rate):
             self._rate, self._largest_rate = rate, max(rate, self._largest_rate)
+            self._rate_fall.add(rate)
         self._step_count += 1
         if self._step_count % (CHECK_EVERY if self._step_count <= RARELY_FROM else CHECK_RARELY) == 0:
             self._judge()
@@ -215,12 +229,14 @@ class Diagnosis:
                 self._try = before.finding, advised.key, knob
         self.context = msgspec.structs.replace(self.context, remedies=())
         self.undoable = True
+        self._spoilt = None if knob == "init" else self._spoilt  # new weights
         if knob is not None:
             self.set_knobs([KnobState(name=knob, value=value)] if value[:1] not in ("*", "/") else ())
         self._new_window(step)
 
     def rewind(self, step: int, knobs: Iterable[KnobState] | Mapping[str, str]) -> None:
         """The run is back before update `step`, with these knobs: a new window starts."""
+        self._spoilt = None
         self._predicted, self.outcome, self._try = None, None, None
         if isinstance(knobs, Mapping):
             knobs = [KnobState(name=name, value=value) for name, value in knobs.items()]
@@ -254,7 +270,13 @@ class Diagnosis:
         gives_way = (said is not None and said.finding in FINE) or self._may_have_ended
         if facts and not (_is_neutral(facts[0]) and gives_way):
             return facts[0]
+        if self._rate_fall.fall is not None and self.context.user_loop and (said is None or said.finding not in FINE):
+            return self._of_rate_fall(*self._rate_fall.fall)
         return said
+
+    def _of_rate_fall(self, rate: float, steps: int) -> Finding:
+        evidence: dict[str, float | str] = {"rate": rate, "within": float(steps), "loss": self._newest_loss}
+        return Finding(finding="rate too small", sure=CERTAIN, evidence=evidence)
 
     @property
     def _may_have_ended(self) -> bool:
@@ -266,6 +288,8 @@ class Diagnosis:
         if fact.finding in wiring.SLOWS_SGD:
             said = None if self._said is None else self._said.finding
             return said in ("plateau", "rate too small", "not clear") and self.context.adaptive is False
+        if fact.finding in wiring.OF_SPOILT_WEIGHTS and self._said is not None:
+            return self._said.finding != "rate too large"
         return fact.finding not in wiring.SYMPTOMS or not self._is_explained()
 
     def _is_explained(self) -> bool:
@@ -336,7 +360,8 @@ class Diagnosis:
         if said.finding not in FINE or not isinstance(before, float) or before < 0:
             return False
         low = FALLEN * min(abs(self._guess), abs(self._run_first_loss or 0.0))
-        return statistics.median(list(self._losses)[-TAIL:]) > max(RISEN_AGAIN * before, low)
+        newest = list(self._losses)[-TAIL:]
+        return statistics.median(newest) > max(RISEN_AGAIN * before, low) and sorted(newest)[1] > before
 
     def _is_firm(self, name: str | None) -> bool:
         """Whether the newest judgements are the same."""
@@ -347,6 +372,8 @@ class Diagnosis:
         if judged is None:
             return None, 0.0
         name, sure = judged
+        if self._spoilt is not None and name in OF_SPOILT_WEIGHTS:
+            name, sure = "rate too large", max(sure, CERTAIN)
         sure = 0.5 + (sure - 0.5) * min(1.0, (f.readings + 3) / (ENOUGH_READINGS + 3))
         if name != "not clear" and sure >= CLEAR:
             return name, sure
@@ -365,9 +392,17 @@ class Diagnosis:
             advice = []  # the activation of the net's output cannot be changed
         remedies = () if name in NEUTRAL else self.context.remedies
         knobs = self._available if self.undoable else self._available - {"undo"}
+        before_window = name == "rate too large" and self._spoilt is not None and "largest" not in evidence
+        if before_window:
+            evidence["largest"] = self._spoilt or ""
+            knobs = knobs - {"undo"}  # the weights were as bad before the last intervention
         if name in ("diverging", "rate too large") and self.context.user_loop and "undo" not in knobs and spoilt(f):
             # Nothing can bring the weights of a script back.
             evidence["restart"], advice = 1.0, []
+        if name in FINE:
+            self._spoilt = None
+        elif name == "rate too large" and "largest" in evidence and spoilt(f):
+            self._spoilt = str(evidence["largest"])
         advice = [a for a in advice if a.knob not in self._failed or (a.knob == "lr" and name in RATES)]
         if self._try is not None and self._try[0] == name:
             evidence["tried"] = self._try[1]
@@ -420,7 +455,7 @@ class Diagnosis:
         if self.context.remedies and advice:
             advice = [*self.context.remedies, *(a for a in advice if a not in self.context.remedies)]
         elif found.finding == "diverged" and advice:
-            first_loss = statistics.fmean(self._first_losses) if self._first_losses else math.inf
+            first_loss = statistics.fmean(self._first_losses[:FEW]) if self._first_losses else math.inf
             reading = self._first_reading
             large = reading is not None and exploded(first_loss, self._guess, self._extractor.product(reading))
             if large:
@@ -429,9 +464,26 @@ class Diagnosis:
 
     @property
     def _first_loss(self) -> float:
-        """The mean of the first losses. If the first updates made them rise far, the first loss alone."""
-        first, mean = self._first_losses[0], statistics.fmean(self._first_losses)
-        return first if mean - first > LEAPT * abs(first) else mean
+        """The mean of the window's first losses; of fewer if they move, of one if the first updates made it leap."""
+        first, few = self._first_losses[0], statistics.fmean(self._first_losses[:FEW])
+        return first_level(self._first_losses, otherwise=first if few - first > LEAPT * abs(first) else few)
+
+    @property
+    def _run_first_loss(self) -> float | None:
+        first = self._run_first_losses
+        return first_level(first, otherwise=first[0]) if first else None
+
+    @property
+    def _has_left_start(self) -> bool:
+        """Whether nearly all newest losses are above the first ones: the mean of these, or each, if they move."""
+        first, losses = self._first_losses, list(self._losses)
+        level = self._first_loss
+        if level == first[0]:
+            since = losses[FIRST_STEPS - self._step_count :]
+            return far_below(level, since) or (low_of(since[-WINDOW:]) > level and differ(first, since[-WINDOW:]))
+        many = level == statistics.fmean(first)
+        since = losses[(FIRST_STEPS if many else FEW) - self._step_count :][-WINDOW:]
+        return low_of(since) > (level if many else max(first[:FEW]))
 
     @property
     def _guess(self) -> float:
@@ -463,6 +515,8 @@ class Diagnosis:
             first_reading=first_reading,
             run_reading=self._run_reading,
             first_loss=self._first_loss,
+            left_start=self._has_left_start,
+            moved=scatter_of(losses) <= NOISY or differ(self._run_first_losses, losses[-WINDOW:]),
             run_first_loss=self._run_first_loss,
             best=self._best,
             guess=self._guess,
@@ -515,6 +569,8 @@ class Diagnosis:
                 row, shown["no_gradient"] = f.silent_row, 1.0
         if name == "plateau" and self.context.classes is not None and abs(f.now - f.guess) < NEAR_GUESS * f.guess:
             shown["guess"] = f.guess
+        if name == "plateau" and self.context.user_loop and f.steps < PATIENCE:
+            shown["steps"] = float(f.steps)
         if name == "weights decaying" and f.decay_share is not None and (f.kept is None or f.kept > SHRUNK):
             shown["decay"] = f.decay_share
         if name == "rate too large" and self._largest_update is not None and self._largest_update[0] > LARGE_UPDATE:
@@ -529,11 +585,16 @@ class Diagnosis:
             shown |= {"first_to_last_grad": ends[0] / ends[1], "last": self._layers[rows[-1]].name}
         if name == "large momentum" and self.context.momentum is not None:
             shown |= {"momentum": self.context.momentum, "memory": 1 / (1 - self.context.momentum)}
-        if name == "not clear" and (f.now > RISEN_AGAIN * f.lowest > 0 or rises(f)) and self.context.loss_means_fit:
+        if name == "not clear" and (self._has_risen_again(f) or rises(f)) and self.context.loss_means_fit:
             shown["before"] = f.lowest
         if name == "not clear":
             shown |= {"trend": _trend(f), "gradients": _gradients(f, self._readings[-1])}
         return None if row is None else self._layers[row].name, shown
+
+    def _has_risen_again(self, f: Features) -> bool:
+        said = self._said
+        was_said = said is not None and said.finding == "not clear" and "before" in said.evidence
+        return rose_again(f) or (was_said and f.now > RISEN_AGAIN * f.lowest > 0)
 
     def _silent_row(self) -> int | None:
         """The last layer whose outputs are all 0."""
@@ -556,12 +617,14 @@ def _is_neutral(fact: Finding) -> bool:
 def _trend(f: Features) -> str:
     """How the loss has moved over the newest steps."""
     if abs(f.long_slope if f.long_slope is not None else f.slope) < 2.5:
-        return f"level at {f.now:.3g}"
+        return f"level at {f.mean:.3g}"
     if f.first <= 0 or f.now <= 0 or f.now > 2 * f.first:  # a percentage would mean little
         return f"from {f.first:.3g} to {f.now:.3g} in {f.steps:,} steps"
     change = f.now / f.first - 1
+    if change < -0.99:  # such percentages say little
+        return f"down from {f.first:.3g} to {f.now:.2g} in {f.steps:,} steps"
     if abs(change) < 0.005:  # less than can be shown
-        return f"level at {f.now:.3g}"
+        return f"level at {f.mean:.3g}"
     return f"{'up' if change > 0 else 'down'} {abs(change):.0%} in {f.steps:,} steps, now {f.now:.3g}"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tui_descent.telemetry.diagnosis import rules as r
-from tui_descent.telemetry.diagnosis.features import LONG_WINDOW, SPOILS, WINDOW
+from tui_descent.telemetry.diagnosis.features import FEW, FIRST_STEPS, LONG_WINDOW, NEARLY_ALL, SPOILS, WINDOW
 from tui_descent.telemetry.diagnosis.findings import Finding, filled
+from tui_descent.telemetry.diagnosis.rate_fall import WITHIN
 from tui_descent.telemetry.diagnosis.rule import Rule
 
 TUNED = "set on the tuning pool of random nets"
@@ -97,8 +98,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="diverging",
         kind="dynamics",
-        condition="The loss has risen far above its first value.",
-        threshold=f"loss above {r.RISEN:g} times the first one and {r.ABOVE_GUESS:g} times that of a guess",
+        condition="The loss has risen far above its first value, and not only by the scatter of its batches.",
+        threshold=f"mean of ten losses above {r.RISEN:g} times the first one and {r.ABOVE_GUESS:g} times that of a "
+        f"guess, and {NEARLY_ALL:.0%} of the newest {WINDOW} losses above it. The first loss is the mean of the first "
+        f"{FIRST_STEPS}; if these move beyond their scatter, the mean of {FEW}, or the first one before a leap",
         sentence="Loss rose from {first:.3g} to {loss:.3g}.",
         check="The loss rises; the update bars are far right of their band.",
         helps="going back, then a smaller learning rate; clipping; in a script of your own a new start with a smaller "
@@ -135,12 +138,15 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="rate too small",
         kind="dynamics",
-        condition="The loss is stuck or falls very slowly, and the updates are small compared to the weights.",
+        condition="The loss is stuck or falls very slowly, and the updates are small compared to the weights. Also at "
+        "once, if the scheduler of a script takes the rate to almost nothing in a few steps, before the loss is low.",
         threshold=f"update below {r.SMALL_UPDATE:g} of the weights (about 1e-3 is usual: Karpathy, CS231n); for plain "
-        f"SGD a step below {r.SMALL_STEP:g} times the gradient ({TUNED})",
+        f"SGD a step below {r.SMALL_STEP:g} times the gradient ({TUNED}); a rate that falls to a thousandth within "
+        f"{WITHIN} steps, a third of them below a thirtieth: a cosine is so low only at its very end",
         sentence="Updates are {update:.1e} of the weights.",
         check="The update bars are far left of their band.",
-        helps="a larger learning rate; if a schedule has made it small, another schedule",
+        helps="a larger learning rate; if a schedule has made it small, another schedule, or scheduler.step() once an "
+        "epoch",
         useless="another optimizer: its rate is converted, so it stays too small",
     ),
     Rule(
@@ -199,6 +205,9 @@ LOST_AGAIN = "Loss {loss:.3g}, best {best:.3g}; updates of {largest}."
 RESTART = "Loss rose from {first:.3g} to {loss:.3g}: start again at lr ÷10."
 DECAY_RULES = "Decay is {decay:.0%} of gradient; loss {loss:.3g}."
 SATURATED_BY = "{share:.0%} of {layer}'s outputs are saturated by {why}."
+CUT_WITHIN = "Scheduler cut the rate to {rate:.0e} in {within:.0f} steps: step() per batch?"
+AT_GUESS_YET = "Loss that of a guess after {steps:,.0f} steps; some tasks start so."
+LEVEL_YET = "Loss still {loss:.3g} after {steps:,.0f} steps; some tasks start so."
 BY_SCHEDULE = "The schedule cut the rate to {rate:.2g}: change the schedule."
 RISEN_AGAIN = "Loss rose from {before:.3g} to {loss:.3g}."
 EXPLODES = "Gradient grows ×{product:.1e}: draw smaller weights or add norms."
@@ -246,10 +255,14 @@ def words(finding: Finding) -> str:
         template = DECAY_RULES
     elif name == "saturated" and not finding.advice and "why" in evidence:
         template = SATURATED_BY
+    elif name == "rate too small" and "within" in evidence:
+        template = CUT_WITHIN
     elif name == "rate too small" and "rate" in evidence:
         template = BY_SCHEDULE
     elif name == "not clear" and "before" in evidence:
         template = RISEN_AGAIN
+    elif name == "plateau" and not finding.advice and "steps" in evidence:
+        template = AT_GUESS_YET if evidence.get("guess") else LEVEL_YET
     elif name == "plateau" and not finding.advice and evidence.get("guess"):
         template = STUCK_AT_GUESS
     elif name == "plateau" and not evidence.get("arrives"):

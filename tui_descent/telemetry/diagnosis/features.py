@@ -6,6 +6,7 @@ g is the loss of a guess that ignores the input, ln C for C classes. P is the pr
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import statistics
@@ -19,6 +20,14 @@ from tui_descent.protocol.layer_names import of_one_net
 WINDOW = 60  # how many of the newest steps are judged
 LONG_WINDOW = 3 * WINDOW  # how many steps are needed to extrapolate the loss
 HALF, THIRD, TAIL = 30, 20, 10  # parts of a window, in steps
+# A run's first loss is the mean of so many losses, unless they move beyond their scatter. Then it is the mean of the
+# first FEW, or, if that is above the very first one by the share LEAPT, the first one alone.
+FIRST_STEPS, FEW, LEAPT = 20, 3, 1.0
+OUTLIES = 2.0  # standard errors by which the first losses then differ
+ALIKE = 1.0  # von Neumann's ratio below which neighbouring losses are alike
+NEARLY_ALL = 0.95  # of a window's losses are above its `low`
+NOISY = 0.6  # standard deviation of the losses over their mean, above which a slow fall cannot be seen
+RANKS_DIFFER = 3.0  # standard errors
 # The extrapolation assumes that the last fall from window to window, minus CERTAIN standard errors, continues for AHEAD
 # windows. This fall is scaled twice by the ratio of the last two falls, limited to MIN_RATIO…MAX_RATIO. At least the
 # share LEAST of the loss remains.
@@ -45,6 +54,10 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     first: float  # the loss at the window's start
     run_first: float  # the loss at the run's start
     best: float  # the lowest mean of ten losses of the run
+    mean: float  # of the window's losses
+    low: float  # nearly all losses of the window are above it
+    moved: bool  # whether they scatter little, or differ from the run's first losses beyond their scatter
+    left_start: bool  # whether all losses since the first ones, or the window's start, are clearly above these
     now: float  # the loss at the end of the window
     fell: float  # fall of the loss over the last third of the window
     fall: float  # the same as a share of the loss
@@ -97,6 +110,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     first_reading: ReadingsTaken
     run_reading: ReadingsTaken | None
     first_loss: float
+    left_start: bool
+    moved: bool
     run_first_loss: float | None
     best: float
     guess: float
@@ -139,16 +154,18 @@ class FeatureExtractor:
         fell = earlier - statistics.fmean(window[-THIRD:])
         slope, error, noise = fit_line(window[-2 * THIRD :])
         now = statistics.fmean(window[-TAIL:])
-        ratios = [self._weight_scale(r) * v for r in newest for v in values_of(r, "update_ratio")]
         long = len(w.losses) >= LONG_WINDOW
         long_slope, long_error, _ = fit_line(w.losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
-        at_first = self.product(w.first_reading)
         early_product = next((p for r in (w.first_reading, *w.early) if (p := self.product(r)) is not None), None)
         return Features(
             guess=w.guess,
             first=w.first_loss,
             run_first=w.first_loss if w.run_first_loss is None else w.run_first_loss,
             best=min(w.best, now),
+            mean=statistics.fmean(window),
+            low=low_of(window),
+            left_start=w.left_start,
+            moved=w.moved,
             now=now,
             fell=fell,
             fall=fell / max(abs(earlier), 1e-300),
@@ -162,9 +179,9 @@ class FeatureExtractor:
             readings=w.taken,
             blocks=len(self.rows) or len(self.alike),
             product=self._newest_product(w.readings),
-            first_product=early_product if (self.update_ratio(w.first_reading) or 0.0) < SPOILS else at_first,
+            first_product=early_product if self._started_slowly(w) else self.product(w.first_reading),
             early_product=early_product,
-            update_ratio=max(ratios, default=None),
+            update_ratio=self._largest_update_ratio(newest),
             first_update_ratio=self.update_ratio(w.first_reading),
             largest_update=w.largest_update,
             peak=w.peak,
@@ -188,6 +205,14 @@ class FeatureExtractor:
             cosine=_mean_cosine(w.readings),
             curvature=w.curvature,
         )
+
+    def _started_slowly(self, w: Window) -> bool:
+        return (self.update_ratio(w.first_reading) or 0.0) < SPOILS
+
+    def _largest_update_ratio(self, readings: Sequence[ReadingsTaken]) -> float | None:
+        """The update of the layer that moves most; None if none was measured."""
+        ratios = (self._weight_scale(r) * v for r in readings for v in values_of(r, "update_ratio"))
+        return max(ratios, default=None)
 
     def _newest_product(self, readings: Sequence[ReadingsTaken]) -> float | None:
         """The median P of the newest readings; if these have only norms, the last known P."""
@@ -292,6 +317,58 @@ def _kept(before: ReadingsTaken | None, now: ReadingsTaken) -> float | None:
         return None
     pairs = zip(before.values.get("weight_norm", ()), now.values.get("weight_norm", ()), strict=False)
     return median([new / old for old, new in pairs if old and new is not None])
+
+
+def first_level(losses: Sequence[float], *, otherwise: float) -> float:
+    """The loss at a start: the mean of the first losses if they only scatter, a value given otherwise if they move.
+
+    They move if the first few, or the first one, lie outside the scatter of all, or if neighbours are alike, as on a
+    curve (von Neumann's ratio, 2 for independent numbers). Of positive losses the logarithms are compared, since a loss
+    that diverges grows by factors.
+    """
+    if len(losses) < FIRST_STEPS:
+        return otherwise
+    values = _logs(losses)
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
+    few = statistics.fmean(values[:FEW])
+    moves = abs(few - mean) > OUTLIES * spread / math.sqrt(FEW) or abs(values[0] - mean) > OUTLIES * spread
+    changes = math.fsum((b - a) ** 2 for a, b in itertools.pairwise(values))
+    moves = moves or changes < ALIKE * math.fsum((value - mean) ** 2 for value in values)
+    return otherwise if moves else statistics.fmean(losses)
+
+
+def low_of(losses: Sequence[float]) -> float:
+    """A value that nearly all of the losses exceed. A mean may be a few odd batches."""
+    return sorted(losses)[int((1 - NEARLY_ALL) * len(losses))]
+
+
+def differ(losses: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether two samples differ in their ranks, by the rank-sum test of Mann and Whitney: heavy tails and single odd
+    batches do not count.
+    """
+    n, m = len(losses), len(others)
+    if not n or not m:
+        return False
+    ordered = sorted(others)
+    below = sum((bisect.bisect_left(ordered, x) + bisect.bisect_right(ordered, x)) / 2 for x in losses)
+    return abs(below - n * m / 2) > RANKS_DIFFER * math.sqrt(n * m * (n + m + 1) / 12)
+
+
+def scatter_of(losses: Sequence[float]) -> float:
+    """The standard deviation of the losses over the size of their mean."""
+    return statistics.pstdev(losses) / max(abs(statistics.fmean(losses)), 1e-300)
+
+
+def far_below(first: float, others: Sequence[float]) -> bool:
+    """Whether a first loss is further below all others than these are apart, and they scatter little."""
+    if first * (1 + LEAPT) > min(others) or scatter_of(others) > NOISY:
+        return False
+    value, *values = _logs([first, *others])
+    return min(values) - value > max(values) - min(values)
+
+
+def _logs(losses: Sequence[float]) -> list[float]:
+    return [math.log(loss) for loss in losses] if min(losses) > 0 else list(losses)
 
 
 def expected_loss(losses: Sequence[float], guess: float) -> float:

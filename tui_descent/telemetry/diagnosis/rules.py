@@ -30,6 +30,7 @@ SLOW_FALL = 0.05  # over three windows: small steps bring the loss down
 CLEAR_FALL = 0.2  # over three windows: the loss clearly falls
 NOT_FALLEN = 0.9  # above this share of the run's first loss, the loss has not fallen
 ABOVE, FALLING = 1.1, 0.07  # a loss above 1.1 that falls by 7 % in a third of a window is still improving
+TINY_OF_FIRST = 0.01  # of the run's first loss: then it has fallen far, even if the loss function is not known
 TINY = 0.02  # below this loss nothing is left to learn
 FALLEN = 0.15  # below this share of the run's first loss, or of g if g is lower, the loss has fallen far
 LEVEL_SLOPE = -2.5  # the loss is level if a line through three windows has a slope above this, in standard errors
@@ -67,11 +68,19 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
     None while the loss is above that of a guess but falls: this is not healthy yet, but no longer a fault.
     """
     if not context.loss_means_fit or (f.now < -1e-6 * abs(f.guess) and not context.surface):
-        return _by_gradients(f)
+        return _by_gradients(f, context)
     judged = _by_loss(f, context)
     if judged is not None and judged[0] in ("not clear", "plateau", "diverging") and _momentum_is_too_large(f, context):
         return "large momentum", 0.8
+    if judged is not None and judged[0] in ("healthy", "converged", "plateau") and _only_scatters(f, context):
+        return "not clear", 0.5
     return judged
+
+
+def _only_scatters(f: Features, context: RunContext) -> bool:
+    """Whether a loss scatters so much that nothing shows where it goes, and no guess is known to compare it with."""
+    known = context.classes is not None or context.guess is not None or context.surface
+    return not f.moved and not known
 
 
 def _momentum_is_too_large(f: Features, context: RunContext) -> bool:
@@ -82,15 +91,17 @@ def _momentum_is_too_large(f: Features, context: RunContext) -> bool:
     if momentum is None or not LARGE_MOMENTUM <= momentum < 1 or 1 / (1 - momentum) < LONG_AVERAGE * f.steps:
         return False
     at_guess = context.classes is not None and f.now > NOT_FALLEN * max(f.guess, f.run_first)
-    return at_guess or f.now > RISEN_AGAIN * f.lowest > 0
+    return at_guess or rose_again(f)
 
 
-def _by_gradients(f: Features) -> tuple[Name, float]:
+def _by_gradients(f: Features, context: RunContext) -> tuple[Name, float]:
     """What the gradients alone prove."""
     if _no_weight_learns(f):
         return ("rate too large", 0.9) if _spoilt_at_once(f) else ("dead units", 0.95)
     if f.product is not None and 0 < f.product < NOTHING_ARRIVES and f.first_product is not None:
         return "vanishing", _sure(NOTHING_ARRIVES / f.product)
+    if not context.several_optimizers and 0 < f.now < TINY_OF_FIRST * f.run_first:
+        return _training(f, context, FAIR)  # whatever the loss function is, such a fall is no accident
     return "not clear", 0.5
 
 
@@ -109,7 +120,7 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     ):
         return "exploding", _sure(grown / GROWN)
     risen = max(f.first + (RISEN - 1) * abs(f.first), f.guess + (ABOVE_GUESS - 1) * size)
-    if f.now > risen:
+    if f.now > risen and f.left_start:
         return "diverging", _sure(f.now / risen if risen > 0 else math.inf, decades=0.3)
     if _no_weight_learns(f) and not context.surface and f.now > TINY * size:
         return _no_gradient(f, context)
@@ -220,6 +231,11 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
     if tiny or (f.last_half is not None and f.last_half[1] < LEVEL_FALL):
         return "converged", max(sure, FAIR)
     return ("healthy", max(sure, FAIR)) if f.now < NOT_FALLEN * f.run_first else ("not clear", 0.5)
+
+
+def rose_again(f: Features) -> bool:
+    """Whether the loss is far above its lowest mean, and not only by a few odd batches."""
+    return f.now > RISEN_AGAIN * f.lowest > 0 and f.low > f.lowest
 
 
 def rises(f: Features) -> bool:

@@ -32,8 +32,9 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     of its parameters alone, without a net or data. `loss_means_fit`: whether a smaller loss means a better fit; it does
     not if several nets play against each other, and it is not known for a loss of the user's own making.
     `norm_where` is the place of the norm layers at a scenario's start. `values` are the knobs' values now. `remedies`
-    are what the scenario's author advises, until something is changed.
-    `left_alone` are the modules whose activation cannot be changed. `nets` are the names of several nets.
+    are what the scenario's author advises, until something is changed. `left_alone` are the modules whose activation
+    cannot be changed. `partly_residual`: whether residual connections would leave some blocks without one. `nets` are
+    the names of several nets.
     """
 
     classes: int | None = None
@@ -50,6 +51,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, str] = {}
     remedies: tuple[Advice, ...] = ()
     left_alone: tuple[str, ...] = ()
+    partly_residual: bool = False
     nets: tuple[str, ...] = ()
 
     @property
@@ -97,6 +99,9 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
                 changed[name] = known[name] != without
         if any("adds its input" in reason for s in states if s.name == "residual" for _, reason in s.left_alone):
             changed["residual"] = True  # in the net's own code
+        acts = {s.name: len(s.acts_on) for s in states}
+        if acts.get("activation"):
+            changed["partly_residual"] = 0 < acts.get("residual", 0) < acts["activation"]
         adaptive = [s.name for s in states if s.name in ("momentum", "betas") and s.unavailable is None and s.value]
         if "optimizer" not in known and self.optimizer is None and adaptive:
             # A user loop's own optimizer: two betas mean that it is adaptive.

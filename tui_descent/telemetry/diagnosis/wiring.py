@@ -6,6 +6,7 @@ unless its row says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from tui_descent.protocol.events import Advice, WiringFound
@@ -27,6 +28,10 @@ SHORT_NAME = 15
 PAIR_AND_BEFORE, PAIR_AND_QUESTION = 27, 17
 RATE_ZERO = "The learning rate has been 0 for {updates:.0f} updates: set it in the script."
 NO_GRADIENT_OF = "No weight of optimizer {optimizer} gets a gradient: is it detached?"
+PLAIN_CONTAINER = "{layer} is a plain {container}: use nn.{mends}."
+ROOM = 65  # characters for the sentence about it
+NO_GRAPH = "The loss has no graph: argmax, item() or detach() before it?"
+NOT_REACHED = "The loss's graph does not reach the net: detach() or item()?"
 RATE_FELL = "The rate fell from {fell_from:.2g} to {rate:.2g}: updates change nothing."
 NO_INPUT = "All inputs of {layer} are 0: check the data and masks."
 NO_EFFECT = "Nothing changes at lr {rate:.0e} in {dtype}."  # with advice there is less space
@@ -77,14 +82,27 @@ RULES: tuple[Rule, ...] = (
         useless="any knob: these weights never change",
     ),
     Rule(
+        finding="unregistered",
+        kind="wiring",
+        condition="an attribute of the net is a plain list, tuple, dict or set of layers or parameters that get a "
+        "gradient and are in no optimizer, and nothing else changes them in 3 updates",
+        threshold="none: attributes are read, and parameters compared as objects",
+        sentence="{layer} is a plain {what}: use nn.{mends}.",
+        check="print(model) does not show these layers; model.parameters() does not have their weights.",
+        helps="nn.ModuleList, nn.ModuleDict or nn.ParameterList; requires_grad_(False) for a helper net that shall not "
+        "train",
+        useless="any knob: these weights never change",
+    ),
+    Rule(
         finding="no gradient",
         kind="wiring",
         condition="no parameter of the net has a gradient at the first 3 updates; or, with several optimizers, no "
         "weight of one of them at its first 5",
-        threshold="3 updates; 5 with several optimizers",
+        threshold="3 updates; 5 with several optimizers; 1 if the loss has no graph and requires a gradient",
         sentence="No parameter has a gradient when the optimizer makes its step.",
         check="Is backward() called on the loss of this net? Is zero_grad() called between backward() and step()? Was "
-        "the loss rebuilt from a number, as by torch.tensor(loss.item())?",
+        "the loss rebuilt from a number, as by torch.tensor(loss.item())? Is it computed from argmax, item(), detach() "
+        "or numpy? loss.requires_grad_() then only silences the error.",
         helps="call loss.backward() on the loss that the net's output went into",
         useless="any knob",
     ),
@@ -252,6 +270,18 @@ RULES: tuple[Rule, ...] = (
         useless="a larger rate",
     ),
     Rule(
+        finding="zero output",
+        kind="wiring",
+        condition="the net ends in a relu, or another operation that cuts off negative numbers, and its output is 0 "
+        "for every sample, in 3 measured steps after at least 10 updates; gives way to updates that were too large",
+        threshold="none: the rms of the outputs is exactly 0",
+        sentence="The last {gets} gives 0 for all samples: targets below 0? Drop it.",
+        check="Print the output and the smallest target: such a net can give no number below 0, and where it gives 0 "
+        "no gradient passes.",
+        helps="no activation after the last layer; softplus, if outputs must not be negative",
+        useless="waiting: without a gradient nothing changes",
+    ),
+    Rule(
         finding="frozen layers",
         kind="wiring",
         condition="weights have requires_grad=False, perhaps without their biases; whole numbers, as of quantised "
@@ -265,6 +295,8 @@ RULES: tuple[Rule, ...] = (
 # Facts that a judgement of the gradients, such as vanishing or dead units, may explain. The judgement then has
 # priority.
 SYMPTOMS = frozenset({"constant output"})
+# Facts that updates that were too large may have caused.
+OF_SPOILT_WEIGHTS = frozenset({"zero output"})
 # Facts that explain a loss that does not fall, if the optimizer is SGD.
 SLOWS_SGD = frozenset({"gradients cut"})
 ORDER = [rule.finding for rule in RULES]  # the first fact that holds is shown
@@ -300,6 +332,14 @@ def words(finding: Finding) -> str:
             parts["other"] = f", another {evidence['other']} did" if "other" in evidence else ""
         case "no gradient" if "optimizer" in evidence:
             return NO_GRADIENT_OF.format_map(evidence)
+        case "no gradient" if "no_graph" in evidence:
+            return NO_GRAPH
+        case "no gradient" if "not_reached" in evidence:
+            return NOT_REACHED
+        case "unregistered":
+            parts |= _container_words(evidence)
+            text = _SENTENCES["unregistered"].format_map(parts)
+            return sentence_case(text if len(text) <= ROOM else PLAIN_CONTAINER.format_map(parts))
         case "gradient cut":
             parts["layer"], parts["after"] = _pair_words(finding.layer or "the net", str(evidence["after"]))
             cut, size = parts["layer"], len(parts["layer"] + parts["after"])
@@ -340,6 +380,13 @@ def words(finding: Finding) -> str:
 def layer_words(name: str) -> str:
     """A layer in a sentence. A long module path is shortened to its end, which names the layer itself."""
     return in_words(name) if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
+
+
+def _container_words(evidence: Mapping[str, float | str]) -> dict[str, str]:
+    count, layers, container = int(float(evidence["count"])), bool(evidence["layers"]), str(evidence["container"])
+    noun, kind = ("layer", "Module") if layers else ("parameter", "Parameter")
+    mends = f"{kind}{'Dict' if container == 'dict' else 'List'}"
+    return {"container": container, "what": f"{container} of {count} {noun}{'s' if count > 1 else ''}", "mends": mends}
 
 
 def _pair_words(name: str, other: str) -> tuple[str, str]:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from tui_descent.instruments.forward_order import ForwardOrder
+from tui_descent.instruments.loss_graph import reaches
 from tui_descent.instruments.net_structure import WatchedLayer
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
@@ -57,14 +58,14 @@ class OptimizerFacts:
         self._any_gradient = self._any_gradient or bool(found)
         return self._count_zero_rates(n, optimizers[n])
 
-    def check(self, layers: Sequence[WatchedLayer]) -> None:
-        """Update the facts. Called after an update."""
+    def check(self, layers: Sequence[WatchedLayer], loss: object) -> None:
+        """Update the facts. Called after an update, with the loss of `run.step`."""
         layers = [w for w in layers if w.weight.is_floating_point() or w.weight.is_complex()]
         optimizers = self._steering.optimizers
         held = [{id(p) for p in one.parameters()} for one in optimizers]
         self._check_frozen(layers, held)
         foreign = self._check_held(layers, held)
-        self._check_gradients(layers, held, foreign=foreign)
+        self._check_gradients(layers, held, loss, foreign=foreign)
         self._check_rates(layers, optimizers)
 
     def without_step(self, losses: int) -> Evidence:
@@ -125,11 +126,20 @@ class OptimizerFacts:
         self._facts.found(fault, lasting[0].layer.name, evidence)
         return none_held
 
-    def _check_gradients(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]], *, foreign: bool) -> None:
+    def _check_gradients(
+        self, layers: Sequence[WatchedLayer], held: Sequence[set[int]], loss: object, *, foreign: bool
+    ) -> None:
         if not self._any_gradient:
             seen = min(self._updates, default=0)
-            if seen >= NONE_AFTER and self._without_gradient and not foreign:
-                self._facts.found("no gradient", None, {"updates": float(seen)}, keep=True)
+            # A loss that was made to require a gradient has lost its graph.
+            leaf = isinstance(loss, Tensor) and loss.requires_grad and loss.grad_fn is None
+            if seen >= (1 if leaf else NONE_AFTER) and self._without_gradient and not foreign:
+                evidence: Evidence = {"updates": float(seen)}
+                if leaf:
+                    evidence["no_graph"] = 1.0
+                elif isinstance(loss, Tensor) and loss.requires_grad and not reaches(loss, self._model.parameters()):
+                    evidence["not_reached"] = 1.0
+                self._facts.found("no gradient", None, evidence, keep=True)
             return
         if (idle := self._without_any_gradient(layers, held)) is not None:
             self._facts.found("no gradient", None, {"updates": float(CUT_AFTER), "optimizer": idle})

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tui_descent.instruments.instrument_set import Sample
-from tui_descent.instruments.net_ends import Ends, Mode
+from tui_descent.instruments.net_ends import Ends, Mode, Output
 from tui_descent.instruments.net_structure import WatchedLayer
 from tui_descent.protocol.readings import row_value
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
@@ -19,6 +19,7 @@ PASSES = 2  # readings in a row, for inputs and batch norms
 SETTLED = 10  # a constant output is a fact only after this many updates, because a head may start at zero
 CONSTANT = 1e-6  # below this an output is constant: its standard deviation over the samples, relative to its rms
 SLOWED = 1e-3  # below this fraction of the largest rate with which weights moved, the rate stops them, not a minimum
+CUTTING = ("relu", "clamp")
 LEAST_GRADIENT = 1e-6  # below this gradient a run is so close to a minimum that its updates may well be rounded away
 INPUT_RMS = 1e-2, 1e2
 
@@ -30,6 +31,7 @@ class ReadingFacts:
         self._facts = facts
         self._unmoved = 0  # readings without any update
         self._moved_at: float | None = None  # the largest rate with which weights moved
+        self._zero: dict[str, int] = {}  # by net: readings in a row with an output of 0 for every sample
         self._constant: dict[str, int] = {}  # by net: readings in a row with a constant output
         self._scaled: dict[str, int] = {}  # by layer: readings in a row with inputs that are too large or too small
         self._lone_norms = 0
@@ -43,6 +45,7 @@ class ReadingFacts:
 
     def forget(self) -> None:
         """Reset the counts, after an undo or redo."""
+        self._zero.clear()
         self._constant.clear()
         self._scaled.clear()
         self._lone_norms = self._unmoved = 0
@@ -82,6 +85,7 @@ class ReadingFacts:
         """Check what went into the net and what came out before update `step`."""
         if 0.0 not in ends.input_rms.values():  # of which a constant output is the consequence
             self._check_outputs(step, ends)
+            self._check_cut_off(step, ends)
         self._check_modes(ends.modes)
         for layer, rms in ends.input_rms.items():
             outside = math.isfinite(rms) and not INPUT_RMS[0] <= rms <= INPUT_RMS[1]
@@ -102,6 +106,7 @@ class ReadingFacts:
     def _check_outputs(self, step: int, ends: Ends) -> None:
         for name, output in ends.outputs.items():
             constant = output.samples > 1 and output.inputs_vary and output.std <= CONSTANT * output.rms
+            constant = constant and not _is_cut_off(output)
             self._constant[name] = self._constant.get(name, 0) + 1 if constant and step >= SETTLED else 0
         lasting = next((name for name, count in self._constant.items() if count >= READINGS), None)
         if lasting is None:
@@ -109,6 +114,17 @@ class ReadingFacts:
         elif (found := ends.outputs.get(lasting)) is not None:
             evidence: Evidence = {"std": found.std, "rms": found.rms, "samples": float(found.samples)}
             self._facts.found("constant output", lasting or None, evidence, keep=True)
+
+    def _check_cut_off(self, step: int, ends: Ends) -> None:
+        """Check whether the activation at a net's end lets nothing through."""
+        for name, output in ends.outputs.items():
+            zero = _is_cut_off(output) and step >= SETTLED
+            self._zero[name] = self._zero.get(name, 0) + 1 if zero else 0
+        lasting = next((name for name, count in self._zero.items() if count >= READINGS), None)
+        if lasting is None:
+            self._facts.ended("zero output")
+        elif (found := ends.outputs.get(lasting)) is not None and found.last is not None:
+            self._facts.found("zero output", lasting or None, {"gets": found.last[0]})
 
     def _check_modes(self, modes: Mapping[str, Mode]) -> None:
         """Check whether updates are made from passes in eval mode.
@@ -135,3 +151,8 @@ class ReadingFacts:
         # What is certain comes before a question.
         layer, evidence = min(found.values(), key=lambda one: (len(one[1]), one[0]))
         self._facts.found("eval mode", layer or None, evidence)
+
+
+def _is_cut_off(output: Output) -> bool:
+    """Whether an operation that cuts off negative numbers has made every output 0."""
+    return output.rms == 0 and output.last is not None and output.last[0] in CUTTING

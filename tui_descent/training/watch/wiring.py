@@ -28,6 +28,7 @@ from tui_descent.training.watch.overwritten_weights import OverwrittenWeights, c
 from tui_descent.training.watch.reading_facts import LEAST_GRADIENT, ReadingFacts
 from tui_descent.training.watch.uncleared_gradients import UnclearedGradients, can_be_followed
 from tui_descent.training.watch.unheld_weights import UnheldWeights
+from tui_descent.training.watch.unregistered_layers import UnregisteredLayers
 
 PART = "the checks of the wiring"
 # The number of first updates, each of which is checked; none of them is a fast step.
@@ -66,6 +67,8 @@ class Wiring:
         self._by_reading = ReadingFacts(facts)
         self._by_loss = None if is_scenario else LossFacts(facts, progress)
         self._by_optimizer = OptimizerFacts(facts, model, steering, layers.order)
+        others = self._by_optimizer.others
+        self._unregistered = None if is_scenario else UnregisteredLayers(facts, model, steering, others)
         self._looks_left = LOOKS
         self._stopped = self._muted = False
         self._measures = False  # whether inputs and outputs are measured at the current step, without a reading
@@ -213,7 +216,7 @@ class Wiring:
             self._facts.ended("every update skipped")
         if self._due or self.looks:
             self._due, self._interventions = False, self._progress.interventions
-            self._check()
+            self._check(loss)
         if self._looks_left > 0:
             if self._measures:
                 self._check_ends(self._progress.step, self._ends.read().result())
@@ -261,10 +264,12 @@ class Wiring:
         self._ends_attached = False
         self._ends.detach()
 
-    def _check(self) -> None:
+    def _check(self, loss: object) -> None:
         if self._net is None:
             return
-        self._by_optimizer.check(self._net.layers)
+        self._by_optimizer.check(self._net.layers, loss)
+        if self.looks and self._unregistered is not None:
+            self._unregistered.check()
         if self._uncleared is not None and self._uncleared.in_a_row >= UNCLEARED:
             evidence: Evidence = {"updates": float(self._uncleared.in_a_row)}
             self._facts.found("gradients not cleared", self._uncleared.name, evidence, keep=True)
