@@ -109,7 +109,8 @@ LONG = (
         loss(250, 0.8, 0.2, "100:norm=layer,where=mid,way=instant", mean=True),
     )),
     Answer("0.44 and 92 % of the held-out digits", "hundred-layers", (
-        loss(120, 0.44, 0.15, "20:residual=on", mean=True), accuracy(0.92, "20:residual=on", overrides=("run.steps=120",)),
+        loss(120, 0.44, 0.15, "20:residual=on", mean=True),
+        accuracy(0.92, "20:residual=on", overrides=("run.steps=120",)),
         loss(120, 3.0, 0.3, "20:norm=layer,where=pre,way=instant", mean=True),
         loss(120, 0.17, 0.08, "20:residual=on", "50:norm=layer,where=pre,way=instant", mean=True),
         accuracy(0.97, "20:residual=on", "50:norm=layer,where=pre,way=instant", overrides=("run.steps=120",)),
