@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 
-from PIL import Image
 from pictures import ROOT, Terminal, step_of, svg
+from PIL import Image
 
 COLUMNS, ROWS = 80, 24
 STEPS = (*range(30, 150, 30), 149, *range(160, 260, 10), *range(260, 441, 30))  # one frame each
