@@ -24,7 +24,7 @@ class Shot(NamedTuple):
 
 
 SHOTS = {
-    "first-descent": Shot(("first-descent", "--pace", "1"), 2),
+    "first-descent": Shot(("first-descent", "--pace", "1"), 4),
     "healthy": Shot(("healthy", "--at", "250:activation=sigmoid", "--pace", "60"), 400),
     "rate-too-small": Shot(("rate-too-small", "--at", "100:lr=*1000", "--pace", "60"), 250),
     "rate-at-the-limit": Shot(("rate-at-the-limit", "--at", "12:lr=0.24", "--pace", "8"), 40),
@@ -40,7 +40,7 @@ SHOTS = {
     "dead-relu": Shot(("dead-relu", "--at", "100:activation=leaky_relu"), 180),
     "saddle": Shot(("saddle", "--at", "300:lr=*10", "--pace", "80"), 360),
     "saddles-not-minima": Shot(("saddles-not-minima",), 560, ("8",)),
-    "transformer": Shot(("transformer", "--at", "150:residual=on", "--pace", "max"), 400),
+    "transformer": Shot(("transformer", "--at", "150:residual=on"), 480),
 }
 
 
