@@ -62,7 +62,7 @@ def test_the_summary_counts_from_the_first_step_to_the_last(capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines()[-1] == "vanishing: finished · 3 steps in 2.2 s"
 
 
-def test_the_summary_has_the_last_diagnosis_without_its_advice(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_has_the_last_diagnosis_and_what_to_do_next_time(capsys: pytest.CaptureFixture[str]) -> None:
     progress = headless.Progress()
     advice = (Advice("residual", "on", "r"),)
     sentence = "blocks.0 gets 3e-09 of blocks.19's gradient. Press r: residual on."
@@ -70,7 +70,7 @@ def test_the_summary_has_the_last_diagnosis_without_its_advice(capsys: pytest.Ca
     for event in (started(steps=1), steps(2.0), found, RunEnded(status="finished", step=1)):
         progress(event)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "  diagnosis: vanishing. blocks.0 gets 3e-09 of blocks.19's gradient."
+    assert last == "  diagnosis: vanishing. blocks.0 gets 3e-09 of blocks.19's gradient. Next time: residual on."
 
 
 def test_the_summary_of_a_run_without_steps_has_no_time(capsys: pytest.CaptureFixture[str]) -> None:

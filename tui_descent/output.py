@@ -21,8 +21,8 @@ _STREAMS = ("stdin", "stdout", "stderr")
 # One character each; `_LONGER` has what messages use instead.
 _CELL = dict(
     zip(
-        "°±²µ·¹¼½×÷ΔΣΦαβγδεηθκλμπστφᵀᵗᶻ–—‖•…′⁻₁₂⅛←↵↑→↓↖↗↘↙∂−√∞≈≠≤≥⊙▀▐▲▸▾◀○●◆■✚✕✓✗⁄",
-        "o~2u-144x/DSFabgdenqklmpstfTtz--|*.'-128<<^>v`/.,d-V8~!<>o\"|^>v<o*#*+xvx/",
+        "°±²µ·¹¼½×÷ΔΣΦαβγδεηθκλμπστφᵀᵗᶻ–—‖•…′⁻₁₂⅛←↵↑→↓↖↗↘↙∂∇−√∞≈≠≤≥⊙▀▐▲▸▾◀○●◆■✚✕✓✗⁄▴▼★",
+        "o~2u-144x/DSFabgdenqklmpstfTtz--|*.'-128<<^>v`/.,dv-V8~!<>o\"|^>v<o*#*+xvx/^v*",
         strict=True,
     )
 )

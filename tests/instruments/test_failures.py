@@ -65,7 +65,7 @@ INSTRUMENTS: list[tuple[type, str, str]] = [
     (ChainRuleLedger, "_after_linear", "the chain-rule ledger of blocks.0"),
     (ChainRuleLedger, "_after_activation", "the chain-rule ledger of blocks.0"),
     (ChainRuleLedger, "_after_block", "the chain-rule ledger of blocks.0"),
-    (ChainRuleLedger, "_dx", "the chain-rule ledger of blocks.0"),
+    (ChainRuleLedger, "_chain", "the chain-rule ledger of blocks.0"),
     (GradientHooks, "_add", "the chain-rule factors at blocks.0"),
     (GradientHooks, "get", "the chain-rule factors"),
     (Norms, "before_update", "the norms"),

@@ -109,14 +109,14 @@ def test_the_output_of_a_script_and_its_size_on_a_real_terminal(opened: list[Ter
     terminal.wait("18 78")
     terminal.screen.resize(40, 120)
     terminal.child.setwinsize(40, 120)
-    terminal.wait("34 118")
+    terminal.wait("33 118")
     terminal.press("q")
     terminal.wait("stay")
     terminal.press("s")
     terminal.wait("q: kill it")
     terminal.press("q")
     assert terminal.ended() == 143
-    assert "  | 18 78\n  | 34 118\n" in shell(terminal)
+    assert "  | 18 78\n  | 33 118\n" in shell(terminal)
 
 
 @pytest.mark.parametrize("kind", ["open to others", "a file", "not writable"])

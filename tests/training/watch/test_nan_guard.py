@@ -201,7 +201,8 @@ def test_non_finite_loss_ends_an_unattended_run_before_the_update(value: float, 
         run.loss(loss)
         pytest.fail("the run must have ended")
     assert same(copy_of(net), weights)
-    assert run.outcome == ("diverged", f"loss is {value} at step 0, before the update")
+    where = "step 0: NaN in the batch itself? (before the update)" if math.isnan(value) else "step 0, before the update"
+    assert run.outcome == ("diverged", f"loss is {value} at {where}")
 
 
 def test_fault_names_the_first_non_finite_layer() -> None:
