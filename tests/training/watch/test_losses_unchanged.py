@@ -93,13 +93,19 @@ def watched(name: str, sampler: Sampler, keeper: FakeKeeper, *, curved: bool) ->
 
 
 CURVED = "every 7 and the curvature"
-EXPENSIVE_CURVATURE = ("transformer", CONV)
+LONG = ("rezero-1000",)  # a thousand layers
+EXPENSIVE_CURVATURE = (
+    *("transformer", "transformer-deep", "post-ln", "own-text"),
+    *(CONV, "own-images", "digits", "hundred-layers", "layer-norm"),
+)
 
 
 def is_heavy(name: str, rate: str) -> bool:
     """Usually every preset is watched at two rates and with the curvature, which `every 7` is part of."""
-    if name in EXPENSIVE_CURVATURE:
-        return rate == CURVED
+    if name in LONG:
+        return True
+    if name in EXPENSIVE_CURVATURE and rate == CURVED:
+        return True
     return rate in ("every 7", "budget 50 %") and name != "healthy"
 
 
