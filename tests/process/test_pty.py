@@ -112,7 +112,7 @@ def test_one_key_cures_the_vanishing_gradient_and_every_main_key_has_an_effect(t
     terminal.press(".")
     terminal.wait(lambda text: step_of(text) == stood + 1 and "paused" in text)
     terminal.press("a")
-    terminal.wait("max(0, z)")
+    terminal.wait("1 / (1 + e")  # the present activation is highlighted
     terminal.press("up", "enter")
     terminal.wait(lambda text: "activation sigmoid →" in text)
     terminal.press("space")
