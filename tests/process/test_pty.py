@@ -112,7 +112,7 @@ def test_one_key_cures_the_vanishing_gradient_and_every_main_key_has_an_effect(t
     terminal.press(".")
     terminal.wait(lambda text: step_of(text) == stood + 1 and "paused" in text)
     terminal.press("a")
-    terminal.wait("1 / (1 + e")
+    terminal.wait("1 / (1 + e")  # the present activation is highlighted
     terminal.press("up", "enter")
     terminal.wait(lambda text: "activation sigmoid →" in text)
     terminal.press("space")
@@ -180,9 +180,9 @@ def test_a_diverging_run_is_held_before_the_update(terminal: Terminal) -> None:
 @pytest.mark.parametrize("terminal", [started("first-descent", "--pace", "20")], indirect=True)
 @pytest.mark.heavy
 def test_a_preset_waits_at_its_end_and_can_be_continued(terminal: Terminal) -> None:
-    terminal.wait(lambda text: "○ waiting" in text and step_of(text) == 10)
+    terminal.wait(lambda text: "● waiting" in text and step_of(text) == 10)
     terminal.press("space")
-    terminal.wait(lambda text: "○ waiting" in text and step_of(text) == 20)
+    terminal.wait(lambda text: "● waiting" in text and step_of(text) == 20)
     terminal.press("q")
     terminal.wait("stay")
     terminal.press("s")
