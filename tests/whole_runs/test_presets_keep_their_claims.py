@@ -23,7 +23,7 @@ def check_claims(name: str, outcome: Outcome, *, seeds: int) -> None:
 SLOW = {
     "careful-init", "layer-norm", "hundred-layers", "rezero-1000", "activations", "born-dead", "break-it",
     "transformer-deep", "post-ln", "grokking", "spirals", "digits", "own-text",
-    "warmup", "adam-edge",
+    "warmup", "adam-edge", "transformer", "exploding", "edge-of-stability", "rare-classes",
 }  # fmt: skip
 TWICE = {"first-descent", "rate-at-the-limit", "chain-rule"}  # cheap enough for two seeds
 
