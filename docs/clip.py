@@ -8,9 +8,8 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-import tempfile
 
-from pictures import ROOT, Terminal, step_of, svg
+from pictures import ROOT, running, svg, wait_for_step
 from PIL import Image
 
 COLUMNS, ROWS = 80, 24
@@ -23,23 +22,14 @@ FRAME_MS, PAUSE_MS, END_MS = 250, 1200, 4000
 def frames() -> list[str]:
     """The screen at each of the steps, as SVG."""
     pictures = []
-    with tempfile.TemporaryDirectory(prefix="td") as home:
-        command = [sys.executable, "-m", "tui_descent", "vanishing"]
-        terminal = Terminal(command, columns=COLUMNS, rows=ROWS, env={"TUI_DESCENT_HOME": home}, cwd=str(ROOT))
-        try:
-            pressed = False
-            for step in STEPS:
-                if step >= PRESS_AT and not pressed:
-                    terminal.press("r")
-                    pressed = True
-                terminal.wait(lambda text, step=step: step_of(text) >= step)  # type: ignore[misc]
-                pictures.append(svg(terminal.screen))
-            terminal.press("q")
-            terminal.read(0.5)
-            terminal.press("s")
-            terminal.ended()
-        finally:
-            terminal.close()
+    with running(["vanishing"], COLUMNS, ROWS) as terminal:
+        pressed = False
+        for step in STEPS:
+            if step >= PRESS_AT and not pressed:
+                terminal.press("r")
+                pressed = True
+            wait_for_step(terminal, step)
+            pictures.append(svg(terminal.screen))
     return pictures
 
 

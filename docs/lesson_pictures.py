@@ -6,10 +6,9 @@ python docs/lesson_pictures.py [NAME …]            (a minute or two for all; n
 from __future__ import annotations
 
 import sys
-import tempfile
 from typing import NamedTuple
 
-from pictures import ROOT, Terminal, save, step_of
+from pictures import ROOT, running, save, wait_for_step
 
 COLUMNS, ROWS = 100, 30
 
@@ -46,22 +45,13 @@ SHOTS = {
 
 def take(name: str, shot: Shot) -> None:
     """Take one picture and save it as docs/lessons/NAME.png."""
-    with tempfile.TemporaryDirectory(prefix="td") as home:
-        command = [sys.executable, "-m", "tui_descent", *shot.arguments]
-        terminal = Terminal(command, columns=COLUMNS, rows=ROWS, env={"TUI_DESCENT_HOME": home}, cwd=str(ROOT))
-        try:
-            terminal.wait(lambda text: step_of(text) >= shot.press_at)
-            for key in shot.keys:
-                terminal.press(key)
-                terminal.read(0.5)
-            terminal.wait(lambda text: step_of(text) >= shot.save_at)
-            save(terminal, f"lessons/{name}")
-            terminal.press("q")
+    with running(shot.arguments, COLUMNS, ROWS) as terminal:
+        wait_for_step(terminal, shot.press_at)
+        for key in shot.keys:
+            terminal.press(key)
             terminal.read(0.5)
-            terminal.press("s")
-            terminal.ended()
-        finally:
-            terminal.close()
+        wait_for_step(terminal, shot.save_at)
+        save(terminal, f"lessons/{name}")
 
 
 def main(names: list[str]) -> int:

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,24 +83,35 @@ def step_of(text: str) -> int:
     return int(found[1].replace(",", "")) if found else -1
 
 
-def picture(name: str, arguments: list[str], size: tuple[int, int], *, keys: dict[int, str], save_at: int) -> None:
-    """Run the program, press `keys` at about their steps, and take the picture at the step `save_at`."""
-    columns, rows = size
+@contextmanager
+def running(arguments: Sequence[str], columns: int, rows: int) -> Iterator[Terminal]:
+    """The program in a terminal of this size. It is stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="td") as home:
         command = [sys.executable, "-m", "tui_descent", *arguments]
         terminal = Terminal(command, columns=columns, rows=rows, env={"TUI_DESCENT_HOME": home}, cwd=str(ROOT))
         try:
-            for step, key in keys.items():
-                terminal.wait(lambda text, step=step: step_of(text) >= step)
-                terminal.press(key)
-            terminal.wait(lambda text: step_of(text) >= save_at)
-            save(terminal, name)
+            yield terminal
             terminal.press("q")
             terminal.read(0.5)
             terminal.press("s")
             terminal.ended()
         finally:
             terminal.close()
+
+
+def wait_for_step(terminal: Terminal, step: int) -> None:
+    """Wait until the status line shows at least this step."""
+    terminal.wait(lambda text: step_of(text) >= step)
+
+
+def picture(name: str, arguments: list[str], size: tuple[int, int], *, keys: dict[int, str], save_at: int) -> None:
+    """Run the program, press `keys` at about their steps, and take the picture at the step `save_at`."""
+    with running(arguments, *size) as terminal:
+        for step, key in keys.items():
+            wait_for_step(terminal, step)
+            terminal.press(key)
+        wait_for_step(terminal, save_at)
+        save(terminal, name)
 
 
 def main() -> int:

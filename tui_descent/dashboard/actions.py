@@ -157,15 +157,24 @@ def ask_number(screen: RunScreen, knob: str) -> None:
 
 
 def _range_test(screen: RunScreen, binding: KeyBinding, key: str) -> None:
-    started = screen.bridge.history.started
-    if started is None:
-        screen.bridge.refuse("the network is not built yet")
-    elif started.scenario is None:
-        screen.bridge.refuse("range test: not available for your own loop: its batches cannot be replayed")
-    elif started.lanes:
-        screen.bridge.refuse("range test: not in a race; run the preset alone")
-    else:
+    own_loop = "range test: not available for your own loop: its batches cannot be replayed"
+    if _is_single_scenario(screen, own_loop=own_loop, race="range test: not in a race; run the preset alone"):
         screen.app.push_screen(RangeTestDialog(screen.bridge), _send_answer(screen, "lr"))
+
+
+def _is_single_scenario(screen: RunScreen, *, own_loop: str, race: str) -> bool:
+    """Whether the run is a scenario's, and not a race. If not, the reason is shown: `own_loop` or `race`."""
+    started = screen.bridge.history.started
+    reason = ""
+    if started is None:
+        reason = "the network is not built yet"
+    elif started.scenario is None:
+        reason = own_loop
+    elif started.lanes:
+        reason = race
+    if reason:
+        screen.bridge.refuse(reason)
+    return not reason
 
 
 def _toggle_freeze(screen: RunScreen, binding: KeyBinding, key: str) -> None:
@@ -221,14 +230,8 @@ def _steps_per_s(pace: str) -> float:
 
 
 def _race(screen: RunScreen, binding: KeyBinding, key: str) -> None:
-    started = screen.bridge.history.started
-    if started is None:
-        screen.bridge.refuse("the network is not built yet")
-    elif started.scenario is None:
-        screen.bridge.refuse("race: not available for your own loop: it cannot be started again from here")
-    elif started.lanes:
-        screen.bridge.refuse("this is a race already; R starts it again")
-    else:
+    own_loop = "race: not available for your own loop: it cannot be started again from here"
+    if _is_single_scenario(screen, own_loop=own_loop, race="this is a race already; R starts it again"):
         screen.leave("race")
 
 

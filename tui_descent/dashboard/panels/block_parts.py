@@ -22,7 +22,7 @@ NORM_LINES = {
 
 
 class Explanation(NamedTuple):
-    """What one part of a block does to the gradient; `symbol` stands for it in the formula."""
+    """What one part of a block does to the gradient; `symbol` is its name in the formula."""
 
     part: BlockPart
     symbol: str

@@ -276,7 +276,7 @@ RULES: tuple[Rule, ...] = (
         "for every sample, in 3 measured steps after at least 10 updates; gives way to updates that were too large",
         threshold="none: the rms of the outputs is exactly 0",
         sentence="The last {gets} gives 0 for all samples: targets below 0? Drop it.",
-        check="Print the output and the smallest target: such a net can give no number below 0, and where it gives 0 "
+        check="Print the output and the smallest target: the output is never below 0, and where it is 0 "
         "no gradient passes.",
         helps="no activation after the last layer; softplus, if outputs must not be negative",
         useless="waiting: without a gradient nothing changes",

@@ -208,31 +208,11 @@ def build(scenario: Scenario, *, on: torch.device) -> Setup:
     torch.manual_seed(run.seed)
     model: nn.Module
     if isinstance(scenario.model, SurfaceModel):
-        model = Surface(scenario.model).to(on, dtype)
-        optimizer = make_optimizer(scenario.optimizer, model)
-        return Setup(
-            model=model,
-            optimizer=optimizer,
-            device=on,
-            batches=None,
-            loss_function=None,
-            schedule=_schedule(scenario, optimizer),
-            path=Path(model.w),
-            scenario=scenario,
-        )
+        surface = Surface(scenario.model).to(on, dtype)
+        return _without_data(scenario, surface, Path(surface.w), on)
     if isinstance(scenario.model, TwoLayerModel):
         linear = TwoLayerNet(scenario.model, torch.Generator().manual_seed(run.seed)).to(on, dtype)
-        optimizer = make_optimizer(scenario.optimizer, linear)
-        return Setup(
-            model=linear,
-            optimizer=optimizer,
-            device=on,
-            batches=None,
-            loss_function=None,
-            schedule=_schedule(scenario, optimizer),
-            path=Path(linear.first.weight, linear.strengths),
-            scenario=scenario,
-        )
+        return _without_data(scenario, linear, Path(linear.first.weight, linear.strengths), on)
     data = load(scenario).to(on, dtype)
     model = _network(scenario, data).to(on, dtype)
     optimizer = make_optimizer(scenario.optimizer, model)
@@ -291,6 +271,21 @@ def load(scenario: Scenario) -> DataSet:
             return own_points.load(spec, seed=seed)
         case _:
             return toys.load(spec, seed=seed)
+
+
+def _without_data(scenario: Scenario, model: nn.Module, path: Path, on: torch.device) -> Setup:
+    """The set-up of a model whose loss is a function of its parameters alone."""
+    optimizer = make_optimizer(scenario.optimizer, model)
+    return Setup(
+        model=model,
+        optimizer=optimizer,
+        device=on,
+        batches=None,
+        loss_function=None,
+        schedule=_schedule(scenario, optimizer),
+        path=path,
+        scenario=scenario,
+    )
 
 
 def _schedule(scenario: Scenario, optimizer: torch.optim.Optimizer) -> Schedule | None:
