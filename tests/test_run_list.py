@@ -54,12 +54,12 @@ def test_a_run_is_found_by_the_beginning_of_its_id_or_name(three: tuple[str, str
 
 
 def test_the_message_names_the_runs_there_are(three: tuple[str, str, str], home: Path) -> None:
-    healthy, newest, live = three
+    _, newest, live = three
     with pytest.raises(RunNotFoundError, match=f"'van': 2 runs begin so: {newest}, {live}$"):
         find_run("van")
     with pytest.raises(RunNotFoundError, match=f"'x': no such live run; there are: {live}$"):
         find_run("x", live=True)
-    with pytest.raises(RunNotFoundError, match="^there is no run$"):
+    with pytest.raises(RunNotFoundError, match=r"^there is no run$"):
         find_run(None, str(home / "elsewhere"))
 
 
