@@ -23,7 +23,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tui_descent import __version__, output
+from tui_descent import __version__, output, run_commands
 
 if TYPE_CHECKING:
     import subprocess
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 USAGE, LOST = 2, 4
 # How long to wait for a keeper to end its run, and the same if it did not respond before.
 WITHIN_S, SILENT_WITHIN_S = 20.0, 4.0
-COMMANDS = ("run", "race", "exec", "presets", "check")
+COMMANDS = ("run", "race", "exec", "presets", "check", "runs", "export")
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
   tui-descent                    pick a preset
@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("file", metavar="FILE.toml")
     check.set_defaults(command=_check)
+    run_commands.add_commands(commands)
     return parser
 
 
