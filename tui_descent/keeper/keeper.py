@@ -208,7 +208,8 @@ class Keeper:
         if self._viewers is not None:
             self._viewers.maintain()
         if self._record is not None:
-            self._record.maintain()
+            for event in self._record.maintain():
+                self._publish(event)
 
     def _publish_new_events(self, trainer: Trainer) -> None:
         for event in self._stream.new_events(trainer):

@@ -116,17 +116,23 @@ class Record:
     @property
     def damage(self) -> str:
         """What could not be read so far, as a sentence; "" if nothing is missing."""
-        rows = "row" if self.damaged == 1 else "rows"
-        return f"the record is damaged: {self.damaged:,} {rows} cannot be read" if self.damaged else ""
+        if not self.damaged:
+            return ""
+        steps = sum(table == "steps" for table, _ in self._lost) * step_rows.MOST_STEPS
+        others = sum(table != "steps" for table, _ in self._lost)
+        parts = [f"up to {steps:,} steps"] * bool(steps) + [f"{others:,} other events"] * bool(others)
+        return f"the record is damaged: {' and '.join(parts)} cannot be read"
 
     @property
     def about(self) -> RunInfo:
-        """What is known about the run. Raises `RecordError` if that cannot be read."""
+        """What is known about the run. Its `status` is "damaged" if that cannot be read."""
+        known: dict[str, Any] = {"status": "damaged"}
+        scenario = None
         try:
-            known = dict(self._connection.execute("SELECT key, value FROM about").fetchall())
+            known |= dict(self._connection.execute("SELECT key, value FROM about").fetchall())
             scenario = None if known.get("scenario") is None else json.loads(known["scenario"])
-        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
-            raise RecordError(f"{self.path}: damaged: {error}") from None
+        except (sqlite3.DatabaseError, ValueError, TypeError):
+            self._lose("about", 0)
         size = 0
         for end in ("", "-wal"):
             with contextlib.suppress(OSError):
@@ -138,16 +144,16 @@ class Record:
             status=str(known.get("status", "running")),
             state=str(known.get("state", "")),
             reason=str(known.get("reason") or ""),
-            segment=int(known.get("segment") or 0),
-            step=int(known.get("step") or 0),
+            segment=int(_number(known.get("segment"), 0)),
+            step=int(_number(known.get("step"), 0)),
             planned_steps=known.get("planned_steps"),
-            loss=math.nan if known.get("loss") is None else float(known["loss"]),
+            loss=_number(known.get("loss"), math.nan),
             accuracy=known.get("accuracy"),
-            started=float(known.get("started") or 0.0),
-            updated=float(known.get("updated") or 0.0),
-            seconds=float(known.get("seconds") or 0.0),
+            started=_number(known.get("started"), 0.0),
+            updated=_number(known.get("updated"), 0.0),
+            seconds=_number(known.get("seconds"), 0.0),
             device=str(known.get("device", "")),
-            parameters=int(known.get("parameters") or 0),
+            parameters=int(_number(known.get("parameters"), 0)),
             scenario=scenario,
             size=size,
             values=known,
@@ -277,13 +283,14 @@ class Record:
                 continue
             if seq <= start.seq:
                 continue
-            after = packed[1]
+            event, after = self._unpacked("events", packed), packed[1]
+            if event is None:
+                continue
             if limit is not None and after > limit:
                 break
             yield from _part(steps, made, after)
             made = max(made, after)
-            if (event := self._unpacked("events", packed)) is not None:
-                yield event
+            yield event
         limit = end.after if end is not None and row == end.row else None
         yield from _part(steps, made, limit)
 
@@ -322,6 +329,10 @@ class Record:
         if (table, seq) not in self._lost:
             self._lost.add((table, seq))
             self.damaged = len(self._lost)
+
+
+def _number(value: Any, otherwise: float) -> float:
+    return float(value) if isinstance(value, int | float) else otherwise
 
 
 def _part(steps: StepsCompleted | None, start: int, end: int | None) -> Iterator[StepsCompleted]:

@@ -102,11 +102,15 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     if not path.is_file():
         raise RecordError(f"{path.parent.name}: nothing was recorded ({RECORD_FILE} is missing)")
     where = "file:" + quote(str(path.absolute()))
-    for option in ("mode=ro", "mode=ro&immutable=1"):  # without a log, a folder that cannot be written to is enough
+    # Without a log, a folder that cannot be written to is enough. SQLite reads what is there of a file that was cut off
+    # only if the schema may be mended.
+    for option, cut_off in (("mode=ro", False), ("mode=ro&immutable=1", False), ("mode=ro&immutable=1", True)):
         connection = sqlite3.connect(
             f"{where}?{option}", uri=True, timeout=2.0, isolation_level=None, check_same_thread=False
         )
         try:
+            if cut_off:
+                connection.execute("PRAGMA writable_schema = ON")
             version = version_of(connection)
             break
         except sqlite3.DatabaseError as error:
