@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tui_descent.telemetry.record import Record
+
 TUI = (sys.executable, "-m", "tui_descent")
 ENTRY_POINT = Path(sys.executable).with_name("tui-descent")
 _SIGNALLED = """
@@ -78,6 +80,15 @@ def temporary_home() -> Iterator[Path]:
         assert left_behind(folder) == []
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def recorded(home: Path) -> list[tuple[str, int]]:
+    """The status and the number of steps in the record of each run whose folder is there."""
+    found = []
+    for folder in sorted((home / "runs").iterdir()):
+        with Record.open(folder) as record:
+            found.append((record.about.status, record.about.step))
+    return found
 
 
 def signalled(number: signal.Signals, where: str) -> list[str]:

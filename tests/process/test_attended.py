@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from attended import Start, last_reported, losses
-from runs import left_behind
+from runs import left_behind, recorded
 
 from tui_descent.protocol.commands import (
     Mark,
@@ -42,7 +42,7 @@ def test_a_run_goes_on_without_viewers_and_ends_at_its_end_with_nothing_left(sta
     with pytest.raises(ProcessLookupError):
         os.kill(trainer, 0)
     assert left_behind(home) == []
-    assert list((home / "runs").iterdir()) == []
+    assert [status for status, _ in recorded(home)] == ["stopped"]
     assert list((home / "sockets").iterdir()) == []
 
 
@@ -116,7 +116,7 @@ def test_a_keeper_that_gets_sigterm_ends_the_run_properly(start: Start, home: Pa
     ended = viewer.until_event(RunEnded, within_s=15)
     assert (ended.status, ended.exit_code) == ("stopped", 0)
     assert run.wait(10) == 0
-    assert list((home / "runs").iterdir()) == []
+    assert recorded(home) == [("stopped", ended.step)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -30,6 +30,7 @@ from tui_descent.protocol.events import AnyEvent, DeviceTaken, Noted, RunEnded, 
 from tui_descent.protocol.launch import Launch, unreachable
 from tui_descent.protocol.run_lock import hold_keeper_lock
 from tui_descent.telemetry.history import History
+from tui_descent.telemetry.record import RecordError, RecordWriter
 
 TICK_S = 1 / 30
 SILENT_AFTER_S = 3.5
@@ -49,7 +50,8 @@ LAST_EVENT_WITHIN_S = 2.0  # how long the keeper waits for viewers to read the l
 class Keeper:
     """One run's keeper. It calls `on_event`, if given, with every event; a headless run prints them that way.
 
-    `listener` is the socket for viewers, if the caller has opened it; else `run` opens the one at `launch.socket`.
+    `listener` is the socket for viewers, if the caller has opened it; else `run` opens the one at `launch.socket`. With
+    `record`, the run is recorded in its folder.
     """
 
     def __init__(
@@ -58,8 +60,11 @@ class Keeper:
         *,
         on_event: Callable[[AnyEvent], None] | None = None,
         listener: socket.socket | None = None,
+        record: bool = True,
     ) -> None:
         self.launch = launch
+        self._recorded = record
+        self._record: RecordWriter | None = None
         self._listener = listener
         self.history = History()
         self.ended: RunEnded | None = None
@@ -110,6 +115,7 @@ class Keeper:
                 on_leave=self._viewer_left,
             )
         try:
+            self._open_record()
             self._publish(StateChanged(state="importing torch"))
             try:
                 self._trainer = start_trainer()
@@ -122,6 +128,13 @@ class Keeper:
             return ended
         finally:
             self._close()
+
+    def _open_record(self) -> None:
+        if self._recorded:
+            try:
+                self._record = RecordWriter.open(self.launch, self.history.send)
+            except (RecordError, OSError) as error:
+                self._publish(Noted(step=0, text=f"this run is not recorded: {error}", level="warning"))
 
     def _serve(self, trainer: Trainer) -> RunEnded:
         """Publish events and pass requests on until the trainer has exited."""
@@ -214,6 +227,8 @@ class Keeper:
         if self._viewers is not None:
             self._keep_socket(self._viewers)
             self._viewers.maintain()
+        if self._record is not None:
+            self._record.maintain()
 
     def _keep_socket(self, viewers: Viewers) -> None:
         """Create the socket's file again if it is gone. At a logout, for example, the runtime folder is deleted."""
@@ -340,6 +355,8 @@ class Keeper:
     def _send(self, event: AnyEvent) -> None:
         self._requests.note_reply(event)
         self.history.apply(event)
+        if self._record is not None:
+            self._record.add(event)  # an intervention is written before viewers learn of it
         if self._viewers is not None:
             self._viewers.publish(event)
         if isinstance(event, RunEnded):
@@ -366,6 +383,8 @@ class Keeper:
             self._wait(TICK_S)
 
     def _close(self) -> None:
+        if self._record is not None:
+            self._record.close()
         if self._viewers is not None:
             self._viewers.close()
             assert self.launch.socket is not None
