@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from driver import compare, open_dashboard
 from factories import started, steps, vanishing
+from rich.cells import cell_len
 from task_pictures import (
     addition_picture,
     classes_picture,
@@ -21,6 +22,7 @@ from task_pictures import (
     taken,
     text_picture,
 )
+from textual.content import Content
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.panels.task import TaskPanel
@@ -250,6 +252,24 @@ def test_regions_without_colours_are_shaded() -> None:
         assert any("·" in row for row in rows)
         assert legend(regions_picture(), depth, 60).endswith("· unsure")
     assert "░" not in text(regions_picture(), 78, 22, "truecolor")
+
+
+@pytest.mark.parametrize(
+    ("names", "width", "shown"),
+    [
+        ((), 60, ("● class 0", "◆ class 1")),
+        (("dark", "light"), 76, ("● dark", "◆ light")),
+        (("a very long name of a class", "b"), 60, ("● a very long…", "◆ b")),
+        (("[red]", "x\x1b[2J"), 76, ("● [red]", r"◆ x\x1b[2J")),
+        (("[/]", "back\\"), 76, ("● [/]", "◆ back\\")),
+        (("漢字漢字漢字漢字漢字", "b"), 60, ("● 漢字漢字漢…", "◆ b")),
+        (("a very long name", "b"), 10, ("● a v…", "◆ b")),
+    ],
+)
+def test_the_legend_of_regions_has_the_labels_of_the_file(names: tuple[str, ...], width: int, shown: object) -> None:
+    found = Content.from_markup(legend(regions_picture(names=names), "truecolor", width)).plain
+    assert tuple(found.split("  ")[:2]) == shown
+    assert cell_len(found) <= max(width - 4, 42)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

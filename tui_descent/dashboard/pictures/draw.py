@@ -94,7 +94,7 @@ def legend(picture: TaskPicture, depth: Depth, width: int) -> str:
         case ModesPicture():
             return modes.legend(picture)
         case RegionsPicture():
-            return regions.legend(depth)
+            return regions.legend(picture, depth, width)
         case DigitsPicture():
             return digits.legend()
         case TextPicture():
