@@ -338,6 +338,13 @@ def test_the_table_shows_each_pair_of_a_modular_addition() -> None:
         halves = [(right(2 * row, b), right(2 * row + 1, b)) for b in range(7)]
         assert small[1 + row][5:12] == "".join(" ▄▀█"[2 * upper + lower] for upper, lower in halves)
     assert small[4][5:12] == "".join("▀" if right(6, b) else " " for b in range(7))
+    assert "needs more rows" not in "".join([*large, *small])
+
+
+def test_a_table_that_is_cut_says_so() -> None:
+    cut = text(addition_picture(41), 78, 18, "none").splitlines()
+    assert cut[-1].rstrip().endswith("  a from 34 on: needs more rows")
+    assert "needs more rows" not in text(addition_picture(41), 46, 18, "none")
 
 
 def test_bars_show_the_loss_of_each_size_of_class() -> None:

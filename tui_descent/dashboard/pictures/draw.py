@@ -69,7 +69,7 @@ def title(picture: TaskPicture) -> str:
         case IndexPicture():
             return "loss against the number of negative curvatures"
         case ModesPicture():
-            return "how much of each mode is learnt"
+            return modes.title(picture)
         case RegionsPicture():
             return "the class that the net predicts"
         case DigitsPicture():
