@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import select
 import shutil
 import signal
 import subprocess
@@ -75,6 +76,7 @@ def temporary_home() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="td"))
     try:
         yield folder
+        stop_keepers(folder)
         assert left_behind(folder) == []
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -188,6 +190,18 @@ def children(pid: int) -> list[int]:
     table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     pairs = [tuple(map(int, line.split())) for line in table.splitlines()]
     return [child for child, parent in pairs if parent == pid]
+
+
+def stop_keepers(home: Path) -> None:
+    """End all runs of this home folder properly, and wait for their ends."""
+    for line in left_behind(home):
+        if "tui_descent.keeper.process" in line:
+            pid = int(line.split()[0])
+            with contextlib.suppress(ProcessLookupError):
+                ended = os.pidfd_open(pid)
+                os.kill(pid, signal.SIGTERM)
+                select.select([ended], [], [], WITHIN_S)
+                os.close(ended)
 
 
 def left_behind(home: Path) -> list[str]:
