@@ -26,7 +26,15 @@ from tui_descent.keeper.trainer import Trainer
 from tui_descent.keeper.viewers import Viewers
 from tui_descent.protocol.channel import ChannelError, listen
 from tui_descent.protocol.commands import ClientRequest, ResizeTerminal, Stop
-from tui_descent.protocol.events import AnyEvent, DeviceTaken, Noted, RunEnded, StateChanged, StepsCompleted
+from tui_descent.protocol.events import (
+    AnyEvent,
+    DeviceTaken,
+    Noted,
+    RecordingChanged,
+    RunEnded,
+    StateChanged,
+    StepsCompleted,
+)
 from tui_descent.protocol.launch import Launch, unreachable
 from tui_descent.protocol.run_lock import hold_keeper_lock
 from tui_descent.telemetry.history import History
@@ -134,7 +142,9 @@ class Keeper:
             try:
                 self._record = RecordWriter.open(self.launch, self.history.send)
             except (RecordError, OSError) as error:
-                self._publish(Noted(step=0, text=f"this run is not recorded: {error}", level="warning"))
+                self._publish(RecordingChanged(step=self.history.steps, trouble="see the events"))
+                text = f"this run is not recorded: {error}"
+                self._publish(Noted(step=self.history.steps, text=text, level="warning"))
 
     def _serve(self, trainer: Trainer) -> RunEnded:
         """Publish events and pass requests on until the trainer has exited."""

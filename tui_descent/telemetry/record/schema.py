@@ -97,8 +97,8 @@ def _turn_on_log(connection: sqlite3.Connection) -> str:
         return ""
 
 
-def connect_to_read(path: Path) -> sqlite3.Connection:
-    """Open the record to read it. Raises `RecordError`."""
+def connect_to_read(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """Open the record to read it. Returns also whether its file was cut off. Raises `RecordError`."""
     if not path.is_file():
         raise RecordError(f"{path.parent.name}: nothing was recorded ({RECORD_FILE} is missing)")
     where = "file:" + quote(str(path.absolute()))
@@ -121,7 +121,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     if version != VERSION:
         connection.close()
         raise OtherVersionError(f"{path}: {other_version(version)}" if version else f"{path}: not a record")
-    return connection
+    return connection, cut_off
 
 
 def version_of(connection: sqlite3.Connection) -> int:

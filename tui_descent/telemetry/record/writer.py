@@ -259,7 +259,7 @@ class RecordWriter:
             return
         self._committed_s = now_s = time.monotonic()
         seconds = self._before_s + now_s - self._began_s
-        about = {**self._about, "updated": time.time(), "seconds": seconds}
+        about = {**self._about, "updated": time.time(), "seconds": seconds, "seq": self._seq}
         try:
             connection.execute("BEGIN IMMEDIATE")
             for statement, values in self._waiting:
