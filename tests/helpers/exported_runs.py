@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tui_descent import headless, paths
 from tui_descent.export.python.script import About, python_script
 from tui_descent.export.scenario_file import ScenarioFile, scenario_file
-from tui_descent.protocol.events import AnyEvent, CommandRejected, KnobTurned, RunEnded, RunStarted, StepsCompleted
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandRejected,
+    KnobTurned,
+    Rewound,
+    RunEnded,
+    RunStarted,
+    StepsCompleted,
+)
 from tui_descent.protocol.launch import Launch
 from tui_descent.scenario import knobs
 from tui_descent.scenario.spec import Scenario
@@ -121,3 +129,19 @@ def losses_in(text: str) -> list[float]:
     steps = [row for row in rows if len(row) == 2 and row[0].isdigit()]
     assert [int(step) for step, _ in steps] == list(range(len(steps)))
     return [float(loss) for _, loss in steps]
+
+
+def lineage(events: Iterable[AnyEvent]) -> list[float]:
+    """The losses that led to the end of a run, without those that were undone."""
+    segments: dict[int, dict[int, float]] = {0: {}}
+    segment = 0
+    for event in events:
+        if isinstance(event, Rewound):
+            segment = event.segment
+            kept = segments.get(event.to_segment, {})
+            segments[segment] = {step: loss for step, loss in kept.items() if step < event.to_step}
+        elif isinstance(event, StepsCompleted):
+            segments[event.segment] |= dict(enumerate(event.losses, event.first))
+    found = segments[segment]
+    assert list(found) == list(range(len(found)))
+    return list(found.values())

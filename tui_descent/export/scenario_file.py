@@ -10,9 +10,8 @@ import msgspec
 
 from tui_descent.export.errors import ExportError
 from tui_descent.protocol.events import KnobTurned
-from tui_descent.scenario import knobs
+from tui_descent.scenario import knobs, schedules
 from tui_descent.scenario.knob_table import NEUTRAL_KNOBS
-from tui_descent.scenario.schedules import resolve_schedule
 from tui_descent.scenario.spec import PlannedIntervention, Scenario, ScheduleSpec
 from tui_descent.scenario.toml import ScenarioError, from_text
 
@@ -52,6 +51,7 @@ def scenario_file(
         claim=(),
         cause_off=(),
         plan=tuple(sorted(plan, key=lambda entry: entry.at)),
+        schedule=_cut(scenario.schedule, total),
         run=msgspec.structs.replace(
             scenario.run,
             steps=total,
@@ -86,13 +86,22 @@ def _steps(scenario: Scenario, turned: Sequence[KnobTurned], steps: int) -> tupl
     ]
 
 
+def _cut(spec: ScheduleSpec, total: int) -> ScheduleSpec:
+    """The same schedule with lengths that fit. In a run that an override has shortened, they are cut anyway."""
+    if not schedules.problems(spec, total):
+        return spec
+    resolved = schedules.resolve_schedule(spec, total)
+    lengths = {field: getattr(resolved, field) for field in ("warmup", "decay") if field in schedules.FIELDS[spec.name]}
+    return msgspec.structs.replace(spec, **lengths)
+
+
 def _same(spec: ScheduleSpec, before: int, after: int) -> bool:
     """Whether a schedule is the same for another total number of updates."""
     if spec.name == "constant":
         return True
     if spec.name not in ("plateau", "step"):
         return False
-    first, second = (resolve_schedule(spec, total) for total in (before, after))
+    first, second = (schedules.resolve_schedule(spec, total) for total in (before, after))
     return msgspec.structs.replace(first, total=after) == second
 
 
