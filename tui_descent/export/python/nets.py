@@ -45,6 +45,30 @@ class ChannelRMSNorm(nn.RMSNorm):
     def forward(self, x):
         return F.rms_norm(x, x.shape[1:], eps=self.eps) * self.weight[:, None, None]
 '''
+_EMBEDDING = '''
+def embedding(rows):
+    """An embedding with its weights drawn as those of a Linear layer with one input."""
+    layer = nn.Embedding(rows, WIDTH)
+    draw(layer.weight, 1, WIDTH)
+    return layer
+'''
+_ATTENTION = '''
+class Attention(nn.Module):
+    """Causal self-attention with several heads, followed by a Linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = linear(WIDTH, 3 * WIDTH)
+        for part in self.qkv.weight.chunk(3):  # queries, keys and values are drawn separately
+            draw(part, WIDTH, WIDTH)
+        self.out = linear(WIDTH, WIDTH)
+
+    def forward(self, x):  # (B, T, W) → (B, T, W)
+        b, t, w = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, HEADS, w // HEADS).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, W/H)
+        return self.out(mixed.transpose(1, 2).reshape(b, t, w))
+'''
 
 
 def activation(spec: ActivationSpec) -> str:
@@ -182,30 +206,8 @@ def _transformer(spec: TransformerModel, symbols: int) -> str:
     return joined(
         _weights(spec.init),
         _linear(spec.init),
-        block('''
-def embedding(rows):
-    """An embedding with its weights drawn as those of a Linear layer with one input."""
-    layer = nn.Embedding(rows, WIDTH)
-    draw(layer.weight, 1, WIDTH)
-    return layer
-'''),
-        block('''
-class Attention(nn.Module):
-    """Causal self-attention with several heads, followed by a Linear."""
-
-    def __init__(self):
-        super().__init__()
-        self.qkv = linear(WIDTH, 3 * WIDTH)
-        for part in self.qkv.weight.chunk(3):  # queries, keys and values are drawn separately
-            draw(part, WIDTH, WIDTH)
-        self.out = linear(WIDTH, WIDTH)
-
-    def forward(self, x):  # (B, T, W) → (B, T, W)
-        b, t, w = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, HEADS, w // HEADS).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, W/H)
-        return self.out(mixed.transpose(1, 2).reshape(b, t, w))
-'''),
+        block(_EMBEDDING),
+        block(_ATTENTION),
         block(f'''
 class AttentionBlock(nn.Module):
     """{attention.about("attention")}"""
