@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tui_descent import __version__, output, run_commands
+from tui_descent.doctor import command as doctor_command
 
 if TYPE_CHECKING:
     import subprocess
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 USAGE = 2
 WITHIN_S = 20.0  # how long to wait for a keeper to end its run
-COMMANDS = ("run", "race", "exec", "presets", "check", "runs", "export")
+COMMANDS = ("run", "race", "exec", "presets", "check", "runs", "export", "doctor")
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
   tui-descent                    pick a preset
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", metavar="FILE.toml")
     check.set_defaults(command=_check)
     run_commands.add_commands(commands)
+    doctor_command.add_command(commands)
     return parser
 
 
