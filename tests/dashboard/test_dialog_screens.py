@@ -35,7 +35,7 @@ async def box_of(dashboard: Dashboard) -> str:
     seen, text = None, ""
     while seen != text:
         seen = text
-        await dashboard.pilot.pause(0.05)
+        await dashboard.frames(1)
         left, top, width, height = dashboard.app.screen.query_one(".dialog").region
         rows = dashboard.text().splitlines()[top : top + height]
         text = "\n".join(row[left : left + width] for row in rows) + "\n"
