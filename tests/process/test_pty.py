@@ -17,7 +17,7 @@ from runs import children
 from terminal import Terminal
 
 COMMAND = [sys.executable, "-m", "tui_descent"]
-VANISHING = ("vanishing", "--set", "run.steps=100000")  # it does not end before the last key
+VANISHING = ("vanishing", "--pace", "100", "--set", "run.steps=100000")  # it does not end before the last key
 WITHOUT_TORCH = ("exec", "--", sys.executable, tiny_trainer.__file__)
 
 
