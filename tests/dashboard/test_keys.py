@@ -308,7 +308,7 @@ async def test_schedule_dialog_draws_the_curve_and_takes_parameters() -> None:
         assert dashboard.keeper.received == [TurnKnob(knob="schedule", value="warmup_cosine", parameters=parameters)]
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40)])
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), pytest.param((120, 40), marks=pytest.mark.heavy)])
 async def test_schedule_dialog_shows_the_axis_of_every_schedule(size: tuple[int, int]) -> None:
     async with open_dashboard(size, EARLIER) as dashboard:
         await dashboard.shows("step    30")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from typing import Any
 
 import msgspec
 import pytest
-from diagnosis_nets import Observed
+from diagnosis_nets import Observed, RunData
 from diagnosis_score import diagnosis_of, feed, finding_of, preset
 
 from tui_descent.instruments.curvature import Curvature, stability_limit
@@ -48,11 +49,17 @@ SCHEDULE = (1, 2, 5, 10, 20, 35, 50, 75, 113)  # steps with a reading at the usu
 SEEDS = [0, *(pytest.param(n, marks=pytest.mark.heavy) for n in (1, 2))]
 
 
+@functools.cache
+def first_steps(name: str, seed: int) -> RunData:
+    """The steps within which the problem is found, with a reading at each."""
+    return Observed(preset(name, seed=seed)).run(FIRMLY if name == "plateau" else WITHIN, every=1)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_problem_of_a_preset_is_found_within_sixty_steps(name: str, seed: int) -> None:
     scenario = preset(name, seed=seed)
-    seen = Observed(scenario).run(FIRMLY if name == "plateau" else WITHIN, every=1)
+    seen = first_steps(name, seed)
     scheduled = dataclasses.replace(
         seen, readings={step: seen.readings[step] for step in SCHEDULE if step in seen.readings}
     )
@@ -109,7 +116,7 @@ def test_exploding_net_is_still_exploding_after_a_larger_rate() -> None:
 
 def test_finding_and_advice_fit_in_eighty_columns() -> None:
     scenario = preset("exploding")
-    finding = finding_of(scenario, Observed(scenario).run(WITHIN, every=10), knobs=AVAILABLE)
+    finding = finding_of(scenario, first_steps("exploding", 0), knobs=AVAILABLE, every=10)
     assert finding is not None
     assert sentence(finding).endswith(" Press n: LayerNorm before the activation.")
     assert len(f" {finding.finding}  {sentence(finding)}") <= 80
@@ -124,7 +131,7 @@ def test_every_preset_is_tested_here() -> None:
 def test_advice_can_be_sent_as_a_command() -> None:
     for name in NAMED:
         scenario = preset(name)
-        finding = finding_of(scenario, Observed(scenario).run(FIRMLY, every=10), knobs=AVAILABLE)
+        finding = finding_of(scenario, first_steps(name, 0), knobs=AVAILABLE, every=10)
         assert finding is not None
         for advice in finding.advice:
             knobs.parse(f"{advice.knob}={advice.value}")
