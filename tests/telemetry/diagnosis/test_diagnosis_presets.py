@@ -18,9 +18,10 @@ from tui_descent.protocol.events import NotFinite
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.toml import to_table
-from tui_descent.telemetry.diagnosis import Diagnosis, sentence
+from tui_descent.telemetry.diagnosis import Advice, Diagnosis, sentence
 from tui_descent.telemetry.diagnosis.advice import usable
 from tui_descent.telemetry.diagnosis.diagnosis import CHANGE_EVERY, CHECK_EVERY, FIRM, FIRM_STEPS
+from tui_descent.telemetry.diagnosis.findings import advice_words
 from tui_descent.telemetry.diagnosis.situation import LETTER_ENTROPY, context_of
 from tui_descent.training.setup.data import text
 
@@ -120,6 +121,19 @@ def test_finding_and_advice_fit_in_eighty_columns() -> None:
     assert finding is not None
     assert sentence(finding).endswith(" Press n: LayerNorm before the activation.")
     assert len(f" {finding.finding}  {sentence(finding)}") <= 80
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("layer", "Press n: LayerNorm."),
+        ("layer,where=pre", "Press n: pre-LN."),
+        ("rms,where=pre,way=instant", "Press n: pre-RMSNorm."),
+        ("rms,where=mid,way=instant", "Press n: RMSNorm before the activation."),
+    ],
+)
+def test_advice_says_where_a_norm_belongs(value: str, words: str) -> None:
+    assert advice_words(Advice(knob="norm", value=value, key="n")) == words
 
 
 def test_every_preset_is_tested_here() -> None:

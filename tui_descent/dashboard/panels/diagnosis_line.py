@@ -13,7 +13,7 @@ from tui_descent.protocol.layer_names import of_one_net, pair_in_words
 from tui_descent.scenario.metrics import first_to_last_grad
 from tui_descent.telemetry.diagnosis import MIN_STEPS, verdict, without_advice
 from tui_descent.telemetry.history import History
-from tui_descent.telemetry.last_verdict import last_turn
+from tui_descent.telemetry.last_verdict import last_turn, turned_since
 from tui_descent.telemetry.race_history import first_to_reach
 
 QUIT = " · q: quit"
@@ -130,10 +130,8 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
     history = view.history
     if found.segment != history.segment:
         return "after an undo or redo"
-    last = last_turn(history)
-    if last is None or found.step >= last.step:
-        return ""
-    return f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
+    last = turned_since(history)
+    return "" if last is None else f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
 
 
 def _measured(view: View) -> str:

@@ -93,6 +93,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     decayed_for: float | None  # rate × decay × steps: for how many time constants the decay has acted
     rate_left: float | None  # the learning rate over the largest one since the window's start
     lowest: float  # the lowest mean of ten losses since the window's start
+    lowest_since: float  # the same since the change that began the window was complete
     last_half: tuple[float, float] | None  # by which share the loss has fallen over it, at least and at most
     cosine: float | None  # of each gradient with the next
     curvature: Curvature | None
@@ -127,6 +128,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     weight_decay: float | None
     decoupled: bool
     lowest: float
+    lowest_since: float
     last_half: tuple[float, float] | None
 
 
@@ -201,6 +203,7 @@ class FeatureExtractor:
             decayed_for=None if w.weight_decay is None or w.rate is None else w.rate * w.weight_decay * w.steps,
             rate_left=w.rate / w.largest_rate if w.rate is not None and w.largest_rate else None,
             lowest=min(w.lowest, now),
+            lowest_since=min(w.lowest_since, now),
             last_half=w.last_half,
             cosine=_mean_cosine(w.readings),
             curvature=w.curvature,

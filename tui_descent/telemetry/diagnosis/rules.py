@@ -253,7 +253,7 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     """Why a loss does not fall."""
     if rate_was_cut(f):
         return "rate too small", 0.9
-    if f.now > RISEN_AGAIN * f.lowest > 0 and f.lowest < NOT_FALLEN * f.guess and not context.surface:
+    if f.now > RISEN_AGAIN * f.lowest_since > 0 and f.lowest_since < NOT_FALLEN * f.guess and not context.surface:
         return "not clear", 0.5  # the loss was far lower: it swings
     adaptive, sigmoid = context.adaptive, context.activation == "sigmoid" and f.blocks > 2
     vanished = max(VANISHED, SIGMOID_FACTOR**f.blocks if sigmoid else 0.0)
@@ -291,7 +291,8 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     steady = context.classes is not None and f.fall > 0 and (f.long_fall or 0.0) > STEADY_FALL * f.guess
     if f.saturated <= SATURATED and (escaping or steady):
         # The loss begins to fall. Before it has fallen by a tenth, "training well" would be too much said.
-        return ("healthy", FAIR) if f.now < NOT_FALLEN * min(f.guess, f.run_first) else ("not clear", 0.5)
+        fell = f.now < NOT_FALLEN * min(f.guess, f.run_first) and not f.now > RISEN_AGAIN * f.lowest > 0
+        return ("healthy", FAIR) if fell else ("not clear", 0.5)
     if f.dead > MANY_DEAD:
         return "dead units", FAIR
     if context.surface and f.cosine is not None and f.cosine < BOUNCING:
