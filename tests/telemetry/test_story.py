@@ -90,10 +90,10 @@ def test_a_claim_that_does_not_hold_is_said() -> None:
     assert result.outcome == "not held"
 
 
-def test_the_mean_of_the_edge_is_judged_by_what_was_measured_in_the_last_hundred_updates() -> None:
+def test_the_mean_of_the_edge_is_judged_by_what_was_measured_in_the_last_two_hundred_updates() -> None:
     claim = Claim(metric="edge_mean", at=500, equals=1.0, within=0.08)
     scenario = msgspec.structs.replace(SCENARIO, claim=(claim,))
-    measured = [curved(step, high, -0.1) for step, high in ((390, 9.0), (430, 1.8), (460, 2.4), (490, 2.0), (510, 9.0))]
+    measured = [curved(step, high, -0.1) for step, high in ((290, 9.0), (330, 1.8), (460, 2.4), (490, 2.0), (510, 9.0))]
     events = [*vanishing(600, 10_000), *measured]
     (result,) = end_card(scenario, history_of(events), "vanishing").claims
     assert (result.outcome, result.found) == ("held", "1.033 at step 490")
