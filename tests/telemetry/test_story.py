@@ -7,7 +7,7 @@ import pytest
 from factories import curved, history_of, received, started, steps, turned, vanishing
 
 from tui_descent.dashboard.prediction import Prediction, reveal, what_happened
-from tui_descent.protocol.events import AnyEvent, EndReached, KnobState, RunEnded, StateChanged
+from tui_descent.protocol.events import AnyEvent, Diagnosed, EndReached, KnobState, RunEnded, StateChanged
 from tui_descent.scenario import presets
 from tui_descent.scenario.claims import Measure, judge
 from tui_descent.scenario.key_words import how_to_press
@@ -45,6 +45,35 @@ def test_every_preset_has_a_hint_from_its_start_to_its_end() -> None:
         assert next_hint(scenario, history), name
         history.apply(StateChanged(state="held"))
         assert "press" in next_hint(scenario, history), name
+
+
+def test_the_key_comes_too_late_once_the_loss_has_fallen_without_it() -> None:
+    scenario = presets.find("saddle")[1]
+    (at,) = [entry.at for entry in scenario.plan if entry.turn]
+    on_saddle = [1.0 * 0.96**n for n in range(at + 100)]
+    history = history_of([started(), steps(0, on_saddle), diagnosed("not clear", at + 100)])
+    assert next_hint(scenario, history) == "press ]"
+    left = [-1.0 + 0.9**n for n in range(100)]
+    for event in (steps(at + 100, left), diagnosed("healthy", at + 200)):
+        history.apply(event)
+    assert next_hint(scenario, history) == "the loss fell without it; restart (R), then press ]"
+    history.apply(diagnosed("saddle", at + 200))
+    assert next_hint(scenario, history) == "press ]"
+    history.apply(diagnosed("healthy", at + 200))
+    history.apply(turned(at + 150, "sgd", "momentum", knob="optimizer"))
+    assert next_hint(scenario, history) == "press ]"
+
+
+def test_the_key_is_still_named_in_a_healthy_run_whose_loss_has_hardly_fallen() -> None:
+    scenario = presets.find("narrow-valley")[1]
+    (at,) = [entry.at for entry in scenario.plan if entry.turn]
+    losses = [48.0 - 0.01 * n if n else 100.0 for n in range(at + 300)]
+    history = history_of([started(), steps(0, losses), diagnosed("healthy", at + 300)])
+    assert next_hint(scenario, history) == "press o and choose momentum"
+
+
+def diagnosed(finding: str, step: int) -> Diagnosed:
+    return Diagnosed(segment=0, step=step, finding=finding, sure=0.9)
 
 
 def measure_in(transcript: Transcript) -> Measure:
