@@ -458,7 +458,7 @@ async def test_no_dialog_opens_after_the_run_has_ended() -> None:
 
 async def test_not_built_yet_disappears_once_the_net_is_built() -> None:
     async with open_dashboard((80, 24), [StateChanged(state="building")]) as dashboard:
-        await dashboard.shows("building the network…")
+        await dashboard.shows("setting up the run…")
         await dashboard.press("n")
         await dashboard.shows("not now  the network is not built yet")
         dashboard.keeper.publish(started(), StateChanged(state="running"))

@@ -17,6 +17,7 @@ from tui_descent.instruments.curvature import Curvature, stability_limit
 from tui_descent.protocol.events import NotFinite
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.spec import Scenario
 from tui_descent.scenario.toml import to_table
 from tui_descent.telemetry.diagnosis import Advice, Diagnosis, sentence
 from tui_descent.telemetry.diagnosis.advice import usable
@@ -277,6 +278,51 @@ def test_curvature_is_not_asked_for_while_the_loss_falls_or_bounces(start: list[
         feed(diagnosis, seen, [step])
         finding = diagnosis.finding()
         assert finding is None or "curvature" not in finding.evidence or seen.losses[step] < 2e-3 * seen.losses[0], step
+
+
+def said_on(scenario: Scenario, steps: int) -> list[str]:
+    """The sentence at every tenth step, or an empty text."""
+    observed = Observed(scenario)
+    diagnosis, said = diagnosis_of(scenario, observed.seen), []
+    for step in range(steps):
+        observed.run(1, every=10)
+        feed(diagnosis, observed.seen, [step])
+        if step % 10 == 9:
+            found = diagnosis.finding()
+            said.append("" if found is None else sentence(found))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "words"),
+    [
+        ("narrow-valley", 300, "Slow: a step moves the point by 0.001, the gradient is "),
+        ("monkey-saddle", 200, "Slow: a step moves the point by 4e-06, the gradient is 0.0003"),
+    ],
+)
+def test_a_point_that_crawls_is_said_to_be_slow(name: str, start: int, words: str) -> None:
+    said = said_on(preset(name), 400)
+    assert all(text.startswith(words) for text in said[start // 10 :])
+    assert all(len(f" not clear  {text}") <= 80 for text in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "steps"),
+    [
+        ("narrow-valley", {"lr": 0.01}, 600),
+        ("saddle", {"lr": 0.0025, "start": (1.0, 0.1)}, 1500),  # to a minimum away from 0
+        ("saddle", {"start": (1.0, 0.1)}, 600),
+        ("narrow-valley", {"function": "himmelblau", "start": (0.0, 0.0), "lr": 0.001}, 300),
+        ("narrow-valley", {"function": "bowl", "start": (3.0, 2.0), "lr": 0.01}, 600),
+    ],
+)
+def test_a_point_on_its_way_to_a_minimum_is_not_slow(name: str, changed: dict[str, Any], steps: int) -> None:
+    scenario = preset(name)
+    rate = msgspec.structs.replace(scenario.optimizer, lr=changed.pop("lr", scenario.optimizer.lr))
+    model = msgspec.structs.replace(scenario.model, **changed)
+    scenario = msgspec.structs.replace(scenario, optimizer=rate, model=model, claim=())
+    said = said_on(scenario, steps)
+    assert not any(text.startswith("Slow") for text in said)
 
 
 def test_edge_of_stability_is_found_once_the_curvature_reaches_it() -> None:

@@ -68,7 +68,7 @@ def diagnosis_line(view: View) -> Words:
         usual = f"{so_far}; importing usually takes a few seconds" if so_far else "takes a few seconds"
         return "importing torch…", colours.DIM, usual, so_far_style
     if state == "building":
-        return "building the network…", colours.DIM, so_far, so_far_style
+        return "setting up the run…", colours.DIM, so_far, so_far_style
     if state == "testing":
         return "testing", style, f"{reason}; the run is restored afterwards", colours.TEXT
     if state == "stopping":

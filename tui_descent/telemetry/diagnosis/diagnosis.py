@@ -55,6 +55,7 @@ from tui_descent.telemetry.diagnosis.rules import (
     STILL_FALLS,
     VANISHED,
     apply_rules,
+    crawls,
     exploded,
     flat_surface,
     rate_was_cut,
@@ -592,6 +593,9 @@ class Diagnosis:
             shown |= {"momentum": self.context.momentum, "memory": 1 / (1 - self.context.momentum)}
         if name == "not clear" and (self._has_risen_again(f) or rises(f)) and self.context.loss_means_fit:
             shown["before"] = f.lowest
+        if name == "not clear" and self.context.surface and crawls(f):
+            size = math.hypot(*values_of(self._readings[-1], "update_norm"))
+            shown |= {"gradient": self._readings[-1].global_grad_norm, "step_size": size}
         if name == "not clear":
             shown |= {"trend": _trend(f), "gradients": _gradients(f, self._readings[-1])}
         return None if row is None else self._layers[row].name, shown

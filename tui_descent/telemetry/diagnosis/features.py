@@ -77,6 +77,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     first_update_ratio: float | None  # the same of the median layer at the first reading
     largest_update: float | None  # the same of the median layer, the largest since the window's start
     peak: float  # the highest loss of two steps in a row since the window's start
+    movement: float | None  # ‖Δ‖/‖w‖ of all parameters together
+    gradient_kept: float | None  # the norm of all gradients over that at the window's start
     step_per_grad: float | None  # ‖Δ‖/‖g‖, g the gradient, of layers whose update is not rounded to 0
     dead: float  # share of dead units in the worst layer
     first_dead: float | None
@@ -187,6 +189,8 @@ class FeatureExtractor:
             first_update_ratio=self.update_ratio(w.first_reading),
             largest_update=w.largest_update,
             peak=w.peak,
+            movement=_movement(last),
+            gradient_kept=_ratio(last.global_grad_norm, w.readings[0].global_grad_norm),
             step_per_grad=_step_per_grad(last),
             dead=max(newest_of(w.readings, "dead_fraction").values(), default=0.0),
             first_dead=_first_share((w.first_reading, *w.early), "dead_fraction"),
@@ -270,6 +274,16 @@ def _silent_row(readings: Sequence[ReadingsTaken]) -> int | None:
         zero = next((k for k, (_, v) in enumerate(norms) if v != 0), 0)
         rows.append(norms[zero - 1][0] if zero else None)
     return rows[-1] if len(rows) == 2 and rows[0] == rows[1] else None
+
+
+def _movement(reading: ReadingsTaken) -> float | None:
+    """‖Δ‖/‖w‖ of all parameters together; None if they were not measured or are all 0."""
+    update, weight = (math.hypot(*values_of(reading, metric)) for metric in ("update_norm", "weight_norm"))
+    return _ratio(update, weight)
+
+
+def _ratio(now: float | None, before: float | None) -> float | None:
+    return now / before if now and before else None
 
 
 def _step_per_grad(reading: ReadingsTaken) -> float | None:
