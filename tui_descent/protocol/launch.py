@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from tui_descent.protocol.inherited_fds import socket_pair
+from tui_descent.protocol.resume import Resume
 from tui_descent.protocol.ring import ring_file
 
 # Environment variables of the trainer: the run's folder, the inherited socket to the keeper, the shared memory.
@@ -43,7 +44,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's free memory. With
     `force`, the run starts even if it does not seem to fit into memory. With `demo`, the entries of the scenario's plan
     that are only for a demonstration are played too. `terminal_size` is the number of columns and rows of the terminal
-    on which the `command` runs. `race` are the optimizers of a race, as `scenario/race.py` takes them.
+    on which the `command` runs; it is started in `working_folder`. A snapshot is saved on disk every `snapshot_every_s`
+    seconds, never with None; all of them together have at most `snapshot_bytes`, None for the default. With `resume`,
+    the run goes on from a snapshot. After a non-finite loss the run is set back to its last good snapshot in memory,
+    with half of the learning rate, at most `rollback` times. `race` are the optimizers of a race, as `scenario/race.py`
+    takes them.
     """
 
     run: str
@@ -65,6 +70,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     demo: bool = False
     race: tuple[str, ...] = ()
+    snapshot_every_s: float | None = None
+    snapshot_bytes: int | None = None
+    resume: Resume | None = None
+    rollback: int = 0
+    working_folder: str = ""
     terminal_size: tuple[int, int] = (80, 24)
 
     @property

@@ -32,6 +32,22 @@ class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"
     budget_bytes: int = 0
 
 
+class SnapshotSaved(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="snapshot_saved"):
+    """The state before update `step` was written to the disk, so that the run can be resumed from it.
+
+    The file has `bytes`; all snapshots of the run together have `total_bytes`, and may have `limit_bytes`. `seconds` is
+    the time that copying and writing took.
+    """
+
+    segment: int
+    step: int
+    reason: str
+    bytes: int = 0
+    total_bytes: int = 0
+    limit_bytes: int = 0
+    seconds: float = 0.0
+
+
 class Ghost(msgspec.Struct, frozen=True, kw_only=True):
     """Steps `first` to `last` of a segment, abandoned by an undo of the intervention with id `undone`."""
 

@@ -42,6 +42,7 @@ from tui_descent.protocol.events import (
     Rewound,
     RunEnded,
     RunStarted,
+    SnapshotSaved,
     SnapshotTaken,
     StateChanged,
     StepsCompleted,
@@ -204,7 +205,7 @@ class History:
                 self._wiring(event)
             case CommandDone() | LoopObserved():
                 pass
-            case CommandRejected() | Noted() | StepsMissed() | PredictionChecked() | NotFinite():
+            case CommandRejected() | Noted() | StepsMissed() | PredictionChecked() | NotFinite() | SnapshotSaved():
                 self._log(event)
 
     def _turned(self, event: KnobTurned) -> None:

@@ -33,7 +33,7 @@ def plain(value: object, *, what: str = "a snapshot", depth: int = 0) -> Any:
             return value.get_state()
         case tuple():
             return tuple(plain(one, what=what, depth=depth + 1) for one in value)
-        case list() | deque():
+        case list() | deque() | set():
             return [plain(one, what=what, depth=depth + 1) for one in value]
         case dict() if type(value) in (dict, OrderedDict, defaultdict):
             return {_key(key, what): plain(one, what=what, depth=depth + 1) for key, one in value.items()}

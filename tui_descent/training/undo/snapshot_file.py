@@ -95,17 +95,14 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(file, "rb") as opened:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise SnapshotError("it is not a file")
-            if opened.read(len(_ZIP)) != _ZIP:
-                raise SnapshotError("it is damaged: it is not a file of torch.save")
-            opened.seek(0)
-            content = torch.load(opened, map_location="cpu", weights_only=True)
     except OSError as error:
         raise SnapshotError(f"it cannot be read: {error.strerror or error}") from None
-    except SnapshotError:
-        raise
+    try:
+        with open(file, "rb") as opened:
+            if not stat.S_ISREG(os.fstat(file).st_mode) or opened.read(len(_ZIP)) != _ZIP:
+                raise ValueError("it is not a file of torch.save")
+            opened.seek(0)
+            content = torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of many kinds for a damaged file
         raise SnapshotError(f"it is damaged: {describe(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
