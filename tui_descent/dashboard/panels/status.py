@@ -53,6 +53,8 @@ def state_of(view: View) -> tuple[str, Style]:
     if history.ended is not None:
         return history.ended.status, colours.end_style(history.ended)
     if not view.connected:
+        if view.reconnecting:
+            return "reconnecting", colours.ORANGE
         if history.started is None and not view.trouble:
             return "connecting", colours.DIM
         return "disconnected", colours.state_style("lost")
@@ -78,6 +80,8 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         parts.append(
             (1, [("step ", colours.DIM), (f"{with_commas(history.steps):>5}", colours.BRIGHT), (steps, colours.DIM)])
         )
+    if history.recording is not None and history.recording.trouble:
+        parts.append((1, [("not recorded: ", colours.ORANGE), (safe(history.recording.trouble, 60), colours.ORANGE)]))
     if view.has_steps:
         parts.append((3, [(f"{per_second(history.steps_per_s):>4}/s", colours.TEXT)]))
         loss = history.shown_loss if history.losses.get(history.segment) else None

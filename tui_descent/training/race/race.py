@@ -147,6 +147,8 @@ class Race:
                 self._carry_out(request)
             self._progress.report_memory()
             self._picture()
+            if mode.stop_reason is not None and not self._racing:
+                raise StopRun("finished", "")
             if mode.stop_reason is not None or link.lost:
                 raise StopRun("stopped", mode.stop_reason or "the keeper has exited")
             if not self._racing:
