@@ -295,7 +295,8 @@ class Control:
             **progress.place,
             "parents": [[segment, *parent] for segment, parent in progress.parents.items()],
             "interventions": progress.interventions,
-            "in_force": [] if undo_stack is None else list(undo_stack.in_force),
+            # Without an undo stack, no intervention can have been undone.
+            "in_force": list(range(1, progress.interventions + 1) if undo_stack is None else undo_stack.in_force),
             "goal": None if math.isinf(self.mode.goal) else int(self.mode.goal),
             "begun": self._begun == (progress.segment, progress.step) or self._is_begun,
             "elapsed_s": time.perf_counter() - progress.start_s,

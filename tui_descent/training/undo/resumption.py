@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tui_descent.protocol.commands import ClientRequest, TurnKnob
-from tui_descent.protocol.launch import Launch
+from tui_descent.protocol.launch import SNAPSHOTS_FOLDER, Launch
 from tui_descent.protocol.resume import Resume
 from tui_descent.training.undo import snapshot_file
 from tui_descent.training.undo.snapshot_file import SnapshotError
 
-FOLDER = "snapshots"
 Plan = list[tuple[int, TurnKnob | str | ClientRequest]]
 
 
@@ -39,7 +38,7 @@ class Resumption:
 
 def snapshots_folder(launch: Launch) -> Path:
     """The folder of a run's snapshots."""
-    return launch.path / FOLDER
+    return launch.path / SNAPSHOTS_FOLDER
 
 
 def resume(launch: Launch, load: Callable[[dict[str, Any]], None]) -> Resumption | None:

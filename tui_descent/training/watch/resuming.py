@@ -93,11 +93,11 @@ class Resuming:
                 what=text,
                 in_force=found.in_force,
                 knobs=self._steering.states(),
+                resumed=True,
             )
         )
         for note in refused:
             progress.note(note)
-        progress.note(text, "info")
 
     def _go_on_from(self, found: Resumption) -> None:
         progress, link = self._progress, self._progress.link
