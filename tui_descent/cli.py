@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from tui_descent.scenario.spec import Scenario
 
 USAGE = 2
+MOST_ROLLBACKS = 100
 WITHIN_S = 20.0  # how long to wait for a keeper to end its run
-COMMANDS = ("run", "race", "exec", "presets", "check", "runs", "export", "doctor")
+COMMANDS = ("run", "resume", "race", "exec", "presets", "check", "runs", "export", "doctor")
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
   tui-descent                    pick a preset
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_race(commands)
     _add_exec(commands)
+    _add_resume(commands)
     _add_presets(commands)
     check = commands.add_parser(
         "check",
@@ -135,6 +137,7 @@ def _add_run(commands: Any) -> None:
         '--json prints {"event":"range_test",…}',
     )
     _add_watch_options(run)
+    _add_saving_options(run)
     run.set_defaults(command=_run)
 
 
@@ -171,7 +174,7 @@ def _add_race(commands: Any) -> None:
         help="up to eight; the default is the scenario's race.optimizers, or sgd,momentum,rmsprop,adam",
     )
     race.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
-    race.set_defaults(command=_race, undo_budget="0")
+    race.set_defaults(command=_race, undo_budget="0", snapshot_every="off", snapshot_size=None, rollback="0")
 
 
 def _add_exec(commands: Any) -> None:
@@ -184,8 +187,48 @@ def _add_exec(commands: Any) -> None:
     script.add_argument("--headless", action="store_true", help="no dashboard; print a progress line and a summary")
     script.add_argument("--json", action="store_true", help="headless; print one JSON object per line on stdout")
     _add_watch_options(script)
+    _add_saving_options(script)
     script.add_argument("argv", metavar="-- COMMAND", nargs="+")
     script.set_defaults(command=_exec)
+
+
+def _add_resume(commands: Any) -> None:
+    resume = commands.add_parser(
+        "resume",
+        help="go on with a run that has ended or was killed",
+        description="Go on with a run that has ended or was killed, from its newest good snapshot, with the settings "
+        "that it had.\nInterventions that were made after the snapshot are repeated at their steps. Without RUN, the "
+        "newest run.\n\n"
+        "  tui-descent resume vanishing\n"
+        "  tui-descent resume vanishing --headless --steps 5000\n\n"
+        "A script of exec is started again, in the folder in which it was started; it has to call run.resume().",
+    )
+    resume.add_argument("name", metavar="RUN", nargs="?", help="the beginning of the run's id or name")
+    resume.add_argument("--steps", metavar="N", help="go on until N updates are made in all")
+    resume.add_argument("--headless", action="store_true", help="no dashboard; print a progress line and a summary")
+    resume.add_argument("--json", action="store_true", help="headless; print one JSON object per line on stdout")
+    resume.add_argument("--runs-dir", metavar="DIR", help="the folder of the runs")
+    resume.set_defaults(command=_resume, undo_budget=None, snapshot_every=None, snapshot_size=None, rollback=None)
+
+
+def _add_saving_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--snapshot-every",
+        metavar="MINUTES",
+        help="save the run on disk this often, so that resume can go on with it (default 5; off: never); also at a "
+        "stop and at the end",
+    )
+    parser.add_argument(
+        "--snapshot-size",
+        metavar="SIZE",
+        help="disk space for all snapshots of the run, as in 500MB (default: a tenth of the free space, at most 2GB)",
+    )
+    parser.add_argument(
+        "--rollback",
+        metavar="N",
+        help="when the loss or a gradient is not finite, go back to the last good state with half of the learning "
+        "rate, at most N times (default 0)",
+    )
 
 
 def _add_watch_options(parser: argparse.ArgumentParser) -> None:
@@ -416,6 +459,7 @@ def _exec(args: argparse.Namespace) -> int:
         headless=headless,
         command=tuple(args.argv),
         terminal_size=_script_terminal_size(headless=headless),
+        working_folder=os.getcwd(),
         watch_budget=budget,
         watch_every=every,
     )
@@ -443,7 +487,7 @@ def _launch(
     """Create the run's folder, then run headless or start a keeper and open the dashboard."""
     from tui_descent import paths
     from tui_descent.protocol.channel import ChannelError
-    from tui_descent.protocol.launch import Launch, undo_budget
+    from tui_descent.protocol.launch import Launch, snapshot_bytes, snapshot_every_s, undo_budget
     from tui_descent.scenario.toml import to_table
 
     if headless:
@@ -452,6 +496,8 @@ def _launch(
     folder = None
     try:
         budget = undo_budget(args.undo_budget)
+        every_s, size = snapshot_every_s(args.snapshot_every), snapshot_bytes(args.snapshot_size)
+        rollback = _rollback(args)
         run, folder = paths.new_run(name, args.runs_dir)
         launch = Launch(
             run=run,
@@ -461,6 +507,9 @@ def _launch(
             scenario=None if scenario is None else to_table(scenario),
             attended=not headless,
             undo_budget=budget,
+            snapshot_every_s=every_s,
+            snapshot_bytes=size,
+            rollback=rollback,
             **settings,
         )
         launch.write()
@@ -474,12 +523,56 @@ def _launch(
         return _usage(str(error))
     if headless:
         return runner.run(launch, json=args.json)
-    left = _dashboard(launch)
+    return _show(args, launch, scenario, **settings)
+
+
+def _show(args: argparse.Namespace, launch: Launch, scenario: Scenario | None, **settings: Any) -> int:
+    """Open the dashboard on a run that starts now, then do what the user wants next. `settings` are for a restart."""
+    name, left = launch.name, _dashboard(launch)
     if left.then == "restart":
-        return _launch(args, name=name, headless=headless, scenario=scenario, **settings)
+        return _launch(args, name=name, headless=False, scenario=scenario, **settings)
     if left.then == "race" and scenario is not None:
-        return _start_race(args, name, scenario, scenario.race.optimizers, headless=headless)
+        args.force = launch.force
+        return _start_race(args, name, scenario, scenario.race.optimizers, headless=False)
     return _gallery(name) if left.then == "gallery" else left.code
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    if args.rollback is None:
+        return 0
+    if (count := _whole(args.rollback)) is None or count > MOST_ROLLBACKS:
+        raise ValueError(f"--rollback {args.rollback[:40]}: allowed: a whole number from 0 to {MOST_ROLLBACKS}")
+    return count
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from tui_descent.protocol.channel import ChannelError
+    from tui_descent.resume import CannotResumeError, prepare, recorded
+    from tui_descent.run_list import RunNotFoundError
+    from tui_descent.scenario.toml import from_table
+
+    headless = _headless(args)
+    try:
+        steps = None if args.steps is None else _step("--steps", args.steps)
+        launch = recorded(args.name, args.runs_dir)
+        if steps is not None and launch.scenario is None:
+            return _usage("--steps: a script decides itself how many steps it makes")
+        if launch.working_folder:
+            os.chdir(launch.working_folder)  # the script is started from here
+        if launch.scenario is None and launch.command is None:
+            advice = f"TUI_DESCENT_RESUME={launch.run} python your_script.py"
+            return _usage(f"{launch.run} was started by its own script; start it again with: {advice}")
+        launch = prepare(launch, attended=not headless, steps=steps)
+        if headless:
+            from tui_descent import headless as runner
+
+            return runner.run(launch, json=args.json)
+    except (CannotResumeError, RunNotFoundError, ChannelError, ValueError) as error:
+        return _usage(str(error))
+    except OSError as error:
+        return _usage(f"{error.filename}: {error.strerror}")
+    scenario = None if launch.scenario is None else from_table(launch.scenario, source="launch", shortened=True)
+    return _show(args, launch, scenario, pace=launch.pace)
 
 
 def _dashboard(launch: Launch) -> Left:
@@ -553,7 +646,8 @@ def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes]) -> None:
 
 
 def _not_started(launch: Launch, why: str) -> int:
-    shutil.rmtree(launch.path, ignore_errors=True)
+    if launch.resume is None:
+        shutil.rmtree(launch.path, ignore_errors=True)
     return _usage(why)
 
 

@@ -38,7 +38,7 @@ from tui_descent.protocol.events import (
 from tui_descent.protocol.launch import Launch, unreachable
 from tui_descent.protocol.run_lock import hold_keeper_lock
 from tui_descent.telemetry.history import History
-from tui_descent.telemetry.record import RecordError, RecordWriter
+from tui_descent.telemetry.record import Record, RecordError, RecordWriter
 
 TICK_S = 1 / 30
 SILENT_AFTER_S = 3.5
@@ -74,7 +74,7 @@ class Keeper:
         self._recorded = record
         self._record: RecordWriter | None = None
         self._listener = listener
-        self.history = History()
+        self.history = recorded_history(launch) if launch.resume is not None else History()
         self.ended: RunEnded | None = None
         self._stream = EventStream(self.history)
         self._requests = Requests(self.history)
@@ -410,6 +410,17 @@ class Keeper:
         if self._stream.ring is not None:
             self._stream.ring.close()
         self._selector.close()
+
+
+def recorded_history(launch: Launch) -> History:
+    """The history of a run that is resumed; an empty one if its record cannot be read."""
+    try:
+        with Record.open(launch.path) as record:
+            history = record.history()
+    except RecordError:
+        return History()
+    history.ended = None
+    return history
 
 
 def _file_at(path: str) -> tuple[int, int] | None:

@@ -22,6 +22,7 @@ from tui_descent.protocol.task_pictures import TaskPicture
 from tui_descent.protocol.undo_events import Ghost
 from tui_descent.protocol.undo_events import KnobState as KnobState
 from tui_descent.protocol.undo_events import Rewound as Rewound
+from tui_descent.protocol.undo_events import SnapshotSaved as SnapshotSaved
 from tui_descent.protocol.undo_events import SnapshotTaken as SnapshotTaken
 
 State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "testing", "stopping", "ended"]
@@ -490,6 +491,7 @@ AnyEvent = (
     | CommandDone
     | CommandRejected
     | SnapshotTaken
+    | SnapshotSaved
     | Rewound
     | NotFinite
     | Marked

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from tui_descent.protocol.inherited_fds import socket_pair
+from tui_descent.protocol.resume import Resume
 from tui_descent.protocol.ring import ring_file
 
 # Environment variables of the trainer: the run's folder, the inherited socket to the keeper, the shared memory.
@@ -30,6 +31,9 @@ CONNECTED_FILE, LAUNCHED_FILE, CLOSED_FILE = "claimed", "launched", "closed"
 LAUNCHED = "watch() was called in a process that a launcher started; exec cannot reach it"
 CLOSED = "the script has closed the file descriptors of exec, so its steps are not shown"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
+ENV_SNAPSHOT_EVERY, ENV_SNAPSHOT_SIZE = "TUI_DESCENT_SNAPSHOT_EVERY", "TUI_DESCENT_SNAPSHOT_SIZE"
+SNAPSHOT_EVERY_S = 300.0
+SNAPSHOTS_FOLDER = "snapshots"  # in the run's folder
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -43,8 +47,12 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     memory for all snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's
     free memory. With `force`, the run starts even if it does not seem to fit into memory. With `demo`, the entries of
     the scenario's plan that are only for a demonstration are played too. `terminal_size` is the number of columns and
-    rows of the terminal on which the `command` runs. `race` are the optimizers of a race, as `scenario/race.py` takes
-    them.
+    rows of the terminal on which the `command` runs; it is started in `working_folder`. `race` are the optimizers of a
+    race, as `scenario/race.py` takes them.
+
+    A snapshot is saved on disk every `snapshot_every_s` seconds, never with None; all of them together have at most
+    `snapshot_bytes`, None for the default. With `resume`, the run goes on from a snapshot. After a non-finite loss the
+    run is set back to its last good snapshot in memory, with half of the learning rate, at most `rollback` times.
     """
 
     run: str
@@ -66,6 +74,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     demo: bool = False
     race: tuple[str, ...] = ()
+    snapshot_every_s: float | None = None
+    snapshot_bytes: int | None = None
+    resume: Resume | None = None
+    rollback: int = 0
+    working_folder: str = ""
     terminal_size: tuple[int, int] = (80, 24)
 
     @property
@@ -109,13 +122,42 @@ def undo_budget(asked: str | None) -> int | None:
 
     If `asked` is None, the size comes from the environment variable.
     """
-    where, text = ("--undo-budget", asked) if asked is not None else (ENV_UNDO_BUDGET, os.environ.get(ENV_UNDO_BUDGET))
-    if not text or text.strip() == "auto":
+    return _bytes(asked, "--undo-budget", ENV_UNDO_BUDGET, "0 keeps no snapshots")
+
+
+def snapshot_bytes(asked: str | None) -> int | None:
+    """The same for the disk space of a run's snapshots."""
+    return _bytes(asked, "--snapshot-size", ENV_SNAPSHOT_SIZE, "0 saves no snapshots")
+
+
+def snapshot_every_s(asked: str | None) -> float | None:
+    """Convert minutes to seconds, and `off` to None. Raises `ValueError`.
+
+    If `asked` is None, the text comes from the environment variable.
+    """
+    where, text = _asked(asked, "--snapshot-every", ENV_SNAPSHOT_EVERY)
+    if text is None:
+        return SNAPSHOT_EVERY_S
+    if text.strip() == "off":
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text.strip()) or float(text) == 0:
+        raise ValueError(f"{where} {text[:40]!a}: allowed: minutes, as in 5 or 0.5, or off")
+    return 60 * float(text)
+
+
+def _asked(asked: str | None, option: str, variable: str) -> tuple[str, str | None]:
+    """The text of an option, or else of an environment variable, and where it comes from."""
+    return (option, asked) if asked is not None else (variable, os.environ.get(variable) or None)
+
+
+def _bytes(asked: str | None, option: str, variable: str, zero: str) -> int | None:
+    where, text = _asked(asked, option, variable)
+    if text is None or text.strip() in ("", "auto"):
         return None
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None or len(found[1]) > 30:
-        raise ValueError(f"{where} {text[:40]!a}: allowed: a size, as in 256MB or 2GB, or auto; 0 keeps no snapshots")
+        raise ValueError(f"{where} {text[:40]!a}: allowed: a size, as in 256MB or 2GB, or auto; {zero}")
     return int(float(found[1]) * unit)
 
 

@@ -1,7 +1,7 @@
 """The table of knobs: names, values, ranges and options. Validation, dialogs, palette and command line use its rows.
 
 The keys are in `keys.py`; the classes that carry out the changes are in `training/steering/knobs/`, listed in its
-`table.py`. A setting that an undo has to restore belongs to `_RESTORED_FIELDS` in its `context.py`.
+`table.py`. A setting that an undo has to restore belongs to `RESTORED_FIELDS` in its `context.py`.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ from tui_descent.protocol.events import (
     Rewound,
     RunEnded,
     RunStarted,
+    SnapshotSaved,
     SnapshotTaken,
     StateChanged,
     StepsCompleted,
@@ -209,7 +210,7 @@ class History:
                 self._wiring(event)
             case CommandDone() | LoopObserved():
                 pass
-            case CommandRejected() | Noted() | StepsMissed() | PredictionChecked() | NotFinite():
+            case CommandRejected() | Noted() | StepsMissed() | PredictionChecked() | NotFinite() | SnapshotSaved():
                 self._log(event)
 
     def _turned(self, event: KnobTurned) -> None:
@@ -306,8 +307,10 @@ class History:
             maxlen=MAX_ENTRIES,
         )
         if event.from_step > fork:
-            undone = changed if event.back else None
+            undone = changed if event.back and not event.resumed else None
             label = f"{'undone:' if event.back else 'without'} {event.what}"
+            if event.resumed:
+                label = "made again after the snapshot"
             last = event.from_step - 1
             ghosts.append(Ghost(segment=event.from_segment, first=fork, last=last, label=label, undone=undone))
         self.ghosts = tuple(ghosts[-MAX_GHOSTS:])
@@ -375,6 +378,8 @@ class History:
     def _start(self, event: RunStarted) -> None:
         self.started = event
         self.layers, self.parameters = event.layers, event.parameters
+        # A run that is resumed starts again.
+        self.layers_changed, self.structure, self.ended, self.end_reached = None, 0, None, None
         self._update_knobs(event.knobs)
         self.lanes = [LaneHistory() for _ in event.lanes]
         # Without batches the loss has no noise to smooth away, and an average would only lag behind the loss.

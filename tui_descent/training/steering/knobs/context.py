@@ -32,7 +32,7 @@ RECENT_LOSSES = 10  # their mean is the current loss
 # Fields that an undo restores by assignment. The pace is not one of them, because it does not affect training. The
 # version is not either, because it must only ever increase: this is how objects built for an earlier version notice
 # that the net has changed.
-_RESTORED_FIELDS = ("init", "step", "last_kick", "first_loss")
+RESTORED_FIELDS = ("init", "step", "last_kick", "first_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +176,7 @@ class KnobContext:
     def state(self) -> dict[str, Any]:
         """The knobs' settings and the transitions in progress."""
         return {
-            "fields": {name: getattr(self, name) for name in _RESTORED_FIELDS},
+            "fields": {name: getattr(self, name) for name in RESTORED_FIELDS},
             "optimizers": [one.state() for one in self.optimizers],
             "skips": [(block, block.skip) for block in self.user_blocks.values()],
             "transitions": [(key, change, change.state()) for key, change in self.transitions.items()],
