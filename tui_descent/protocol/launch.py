@@ -72,6 +72,12 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     def path(self) -> Path:
         return Path(self.folder)
 
+    @property
+    def keeps_undo(self) -> bool:
+        """Whether snapshots are kept for an undo: in a run with a dashboard, and in a loop that started its keeper."""
+        is_own_loop = self.scenario is None and self.command is None and self.socket is not None
+        return self.attended or is_own_loop
+
     def write(self) -> None:
         """Write the settings into the run's folder. Raises `OSError`, and `ValueError` for text that is not UTF-8."""
         content = msgspec.json.encode(self)

@@ -487,7 +487,7 @@ class Watch:
 def _undo_stack(
     link: KeeperLink | None, steering: Steering, state: tuple[HoldsState, ...], *, is_scenario: bool
 ) -> UndoStack | None:
-    """The run's undo stack; None if there is no socket, because nobody can then ask for an undo."""
-    if link is None or link.launch.socket is None:
+    """The run's undo stack; None for a headless run, in which usually nobody asks for an undo."""
+    if link is None or not link.launch.keeps_undo:
         return None
     return UndoStack(steering.context, state, link.launch.undo_budget, is_scenario)
