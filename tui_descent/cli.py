@@ -23,7 +23,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tui_descent import __version__, output
+from tui_descent import __version__, output, run_commands
 
 if TYPE_CHECKING:
     import subprocess
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 USAGE = 2
 WITHIN_S = 20.0  # how long to wait for a keeper to end its run
-COMMANDS = ("run", "race", "exec", "attach", "send", "stop", "presets", "check")
+COMMANDS = ("run", "race", "exec", "attach", "send", "stop", "presets", "check", "runs", "export")
 RUN_HELP = "the beginning of a run's id or name"
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("file", metavar="FILE.toml")
     check.set_defaults(command=_check)
+    run_commands.add_commands(commands)
     return parser
 
 
