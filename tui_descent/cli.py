@@ -615,7 +615,7 @@ def _attach(args: argparse.Namespace) -> int:
         Path(launch.socket),
         name=launch.name,
         log_path=launch.path / LOG_FILE,
-        script=launch.command is not None,
+        script=launch.scenario is None,
         scenario=launch.scenario,
         keeper_gone=lambda: not is_held(launch.path),
         run_lives=lambda: is_held(launch.path),

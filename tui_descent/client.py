@@ -16,6 +16,7 @@ from tui_descent.protocol.events import (
     CommandRejected,
     Heartbeat,
     HistorySent,
+    Joined,
     KnobTurned,
     Refused,
     ToViewer,
@@ -81,7 +82,7 @@ class Client:
         for message in messages:
             self._heard_s = time.monotonic()
             match message:
-                case Heartbeat():
+                case Heartbeat() | Joined():
                     pass
                 case Welcome():
                     self._number = message.client

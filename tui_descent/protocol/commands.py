@@ -167,7 +167,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="r
     source: Source = "key"
 
 
-FromViewer = Hello | Request
+class Join(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="join"):
+    """The only frame of a process that wants to be the run's trainer. The answer is `Joined`, or `Refused`."""
+
+    version: int
+
+
+FromViewer = Hello | Request | Join
 
 
 class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,11 +23,10 @@ ENV_FOLDER = "TUI_DESCENT_RUN"
 ENV_LINK = "TUI_DESCENT_LINK"
 ENV_RING = "TUI_DESCENT_RING"
 # Files in the run's folder. `run.log` has what the trainer or the script prints. `claimed` exists after `watch()` has
-# connected. `launched` exists after `watch()` was called in a process that has not inherited the connection. `closed`
-# exists after the script has closed the connection.
+# connected. `closed` exists after the script has closed the connection. `second` exists after another process of the
+# script has called `watch()`.
 LAUNCH_FILE, LOG_FILE, KEEPER_LOG_FILE = "launch.json", "run.log", "keeper.log"
-CONNECTED_FILE, LAUNCHED_FILE, CLOSED_FILE = "claimed", "launched", "closed"
-LAUNCHED = "watch() was called in a process that a launcher started; exec cannot reach it"
+CONNECTED_FILE, CLOSED_FILE, SECOND_FILE = "claimed", "closed", "second"
 CLOSED = "the script has closed the file descriptors of exec, so its steps are not shown"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -105,9 +104,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
 def unreachable(folder: Path) -> str:
     """Why the loop that called `watch()` cannot be reached; empty if it can, or if `watch()` was not called yet."""
-    if (folder / CLOSED_FILE).exists():
-        return CLOSED
-    return LAUNCHED if (folder / LAUNCHED_FILE).exists() and not (folder / CONNECTED_FILE).exists() else ""
+    return CLOSED if (folder / CLOSED_FILE).exists() else ""
 
 
 def undo_budget(asked: str | None) -> int | None:
