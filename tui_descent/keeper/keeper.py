@@ -25,6 +25,7 @@ from tui_descent.keeper.requests import Requests
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.keeper.viewers import Viewers
 from tui_descent.protocol.channel import ChannelError, listen
+from tui_descent.protocol.codec import FrameError
 from tui_descent.protocol.commands import ClientRequest, ResizeTerminal, Stop
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -35,6 +36,7 @@ from tui_descent.protocol.events import (
     StateChanged,
     StepsCompleted,
 )
+from tui_descent.protocol.joining import is_ours
 from tui_descent.protocol.launch import Launch, unreachable
 from tui_descent.protocol.run_lock import hold_keeper_lock
 from tui_descent.telemetry.history import History
@@ -49,6 +51,7 @@ CLOSED_AFTER_S = 1.0  # how long a script may run without its connection before 
 LOOK_EVERY_S = 0.5  # how often to look for a `watch()` in a process that cannot be reached
 STOPPED_BY_VIEWER = "stopped by a viewer"
 READ_ONLY = "this viewer is read-only"
+ANOTHER_IS_SHOWN = "another process of this script is shown already"
 NO_VIEWER_AT_END = "all steps done; no viewer is attached"
 GOES_ON = "the loop has ended; its script is still running"
 SOCKET_CHECKED_EVERY_S = 1.0
@@ -121,6 +124,7 @@ class Keeper:
                 on_request=self.order,
                 on_refused=lambda order: self._publish(self._requests.reject(order, READ_ONLY)),
                 on_leave=self._viewer_left,
+                on_join=self._join,
             )
         try:
             self._open_record()
@@ -197,6 +201,25 @@ class Keeper:
             self._publish(rejected)
         elif isinstance(order.command, Stop):
             self._ending.request_stop(STOPPED_BY_VIEWER)
+
+    def _join(self, sock: socket.socket) -> None:
+        """Connect a process that the script has started, such as a process of torchrun. Raises `FrameError` to refuse
+        it.
+        """
+        trainer = self._trainer
+        if trainer is None or self.launch.command is None or not is_ours(sock):
+            raise FrameError("this run has no script")
+        if self._stream.ring is not None or self.ended is not None:
+            raise FrameError(ANOTHER_IS_SHOWN)
+        if trainer.link.socket in self._selector.get_map():
+            self._selector.unregister(trainer.link.socket)
+        try:
+            trainer.connect_anew(sock)
+        except OSError as error:
+            raise FrameError(f"cannot send the connection: {error.strerror}") from None
+        finally:
+            self._selector.register(trainer.link.socket, selectors.EVENT_READ, lambda: None)
+        self._closed_s = None
 
     def _viewer_left(self, client: int) -> None:
         for order in self._requests.cleanup_after(client) if self.ended is None else ():

@@ -16,6 +16,7 @@ from pathlib import Path
 from tui_descent.protocol.channel import ChannelError, Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode
 from tui_descent.protocol.inherited_fds import describe_fd, socket_pair
+from tui_descent.protocol.joining import send_connection
 from tui_descent.protocol.launch import (
     ENV_FOLDER,
     ENV_LINK,
@@ -140,6 +141,20 @@ class Trainer:
     def adopt(cls, link: socket.socket, file: int, *, parent: int) -> Trainer:
         """The trainer for a user loop that has started this keeper."""
         return cls(link, file, parent=parent)
+
+    def connect_anew(self, sock: socket.socket) -> None:
+        """Send the trainer's end of a new connection, and the ring, to the process at `sock`, which becomes the
+        trainer. Raises `OSError`.
+        """
+        ours, theirs = socket_pair()
+        with theirs:
+            try:
+                send_connection(sock, theirs, self._file)
+            except OSError:
+                ours.close()
+                raise
+        self.link.close()
+        self.link = Peer(ours, limit=MAX_TO_VIEWER)
 
     def ring(self) -> Ring:
         """Open the ring, after the trainer has created it. Raises `ChannelError` if it cannot be read."""

@@ -12,7 +12,6 @@ import os
 import select
 import socket
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -39,15 +38,13 @@ from tui_descent.protocol.events import (
     StateChanged,
 )
 from tui_descent.protocol.inherited_fds import close_fd, describe_fd, find_fd
+from tui_descent.protocol.joining import join
 from tui_descent.protocol.launch import (
-    CLOSED,
     CLOSED_FILE,
     CONNECTED_FILE,
     ENV_FOLDER,
     ENV_LINK,
     ENV_RING,
-    LAUNCHED,
-    LAUNCHED_FILE,
     Launch,
     open_connection,
     start_keeper,
@@ -55,7 +52,7 @@ from tui_descent.protocol.launch import (
 )
 from tui_descent.protocol.readings import COLUMNS
 from tui_descent.protocol.ring import MOST_LAST_BYTES, Ring
-from tui_descent.protocol.run_lock import hold_lock, release_lock
+from tui_descent.protocol.run_lock import has_keeper, hold_lock, release_lock
 
 MAX_QUEUED_BYTES = 8 << 20
 # Events that are never dropped: the start and the end, replies to commands, and what later events refer to.
@@ -67,6 +64,10 @@ METRICS_AT_ONCE = 5_000
 METRICS_EVERY_S = 0.03
 HEARTBEAT_S = 0.5
 CLOSE_WITHIN_S = 2.0  # how long the end of a run waits for a slow keeper
+
+
+class ShownElsewhereError(Exception):
+    """Another process of the script is connected to the keeper."""
 
 
 class KeeperLink:
@@ -114,6 +115,32 @@ class KeeperLink:
             return cls(socket.socket(fileno=link_fd), ring_fd, Launch.read(Path(folder)))
         except OSError:
             return None
+
+    @classmethod
+    def joined(cls) -> KeeperLink | None:
+        """The connection for a process that a launcher has started under `exec`, found through the run's folder.
+
+        None if this process is not under `exec`, or if its run has ended. Raises `ChannelError` or `OSError` if there
+        can be no connection, and `ShownElsewhereError` if another process of the script has it.
+        """
+        folder = Path(os.environ.get(ENV_FOLDER) or os.devnull)
+        if not folder.is_dir() or not has_keeper(folder):
+            return None
+        claim = folder / CONNECTED_FILE
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            raise ShownElsewhereError from None
+        try:
+            launch = Launch.read(folder)
+            if launch.socket is None:
+                raise ChannelError("the run has no socket")
+            sock, ring_fd = join(launch.socket)
+        except (ChannelError, OSError):
+            claim.unlink(missing_ok=True)
+            raise
+        hold_lock(folder)
+        return cls(sock, ring_fd, launch)
 
     @classmethod
     def with_own_keeper(cls, name: str) -> KeeperLink:
@@ -344,19 +371,3 @@ def _detach_all() -> None:
 
 
 os.register_at_fork(after_in_child=_detach_all)
-
-
-def is_launched_under_exec() -> bool:
-    """Whether `exec` has started this process or its launcher, but the process has no connection to the keeper. If so,
-    the loop trains unwatched. A file in the run's folder tells the keeper, a message tells the user.
-    """
-    folder = os.environ.get(ENV_FOLDER)
-    if not folder or not Path(folder).is_dir() or find_fd(os.environ.get(ENV_LINK, "")) is not None:
-        return False
-    # The script that has inherited the connection is a child of its session's leader, unless it has become a daemon.
-    is_closed = os.getppid() in (os.getsid(0), 1)
-    file, why = (CLOSED_FILE, CLOSED) if is_closed else (LAUNCHED_FILE, LAUNCHED)
-    with contextlib.suppress(OSError):  # only the first of several processes prints it
-        os.close(os.open(Path(folder) / file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        print(f"tui-descent: training continues unwatched: {why}", file=sys.stderr)
-    return True

@@ -31,11 +31,7 @@ def diagnosis_line(view: View) -> Words:
     if history.ended is not None:
         return _ended(history.ended)
     if not view.connected:
-        if view.reconnecting:
-            return "reconnecting…", colours.ORANGE, "the connection to the run's keeper was lost", colours.TEXT
-        if not view.trouble:
-            return "connecting", colours.DIM, "to the run's keeper", colours.DIM
-        return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
+        return _not_connected(view)
     if view.keeper_silent_s:
         text = f"the run's keeper does not respond (suspended?){QUIT}"
         return f"silent for {view.silent_s} s", colours.ORANGE, text, colours.TEXT
@@ -155,6 +151,14 @@ def _gradient_flow(view: View) -> str:
     if ratio == 0:
         return f"{first} gets no gradient"
     return f"{first} gets {ratio:.2g}× of {last}'s gradient"
+
+
+def _not_connected(view: View) -> Words:
+    if view.reconnecting:
+        return "reconnecting…", colours.ORANGE, "the connection to the run's keeper was lost", colours.TEXT
+    if not view.trouble:
+        return "connecting", colours.DIM, "to the run's keeper", colours.DIM
+    return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
 
 
 def _ended(ended: RunEnded) -> Words:
