@@ -76,10 +76,11 @@ class Keeper:
         self._before_silence: StateChanged | None = None  # the state from before, while the trainer is silent
         self._started_s = self._heard_s = time.monotonic()
 
-    def run(self, start_trainer: Callable[[], Trainer]) -> RunEnded:
+    def run(self, start_trainer: Callable[[], Trainer], *, sent_before: int = 0) -> RunEnded:
         """Run until the trainer has exited and every viewer has received the last event.
 
-        Raises `ChannelError` if the socket cannot be opened.
+        If the run has a record, another keeper has died; this one goes on where the record ends. `sent_before` is how
+        many events the trainer has sent before and will not send again. Raises `ChannelError` if the socket cannot be opened.
         """
         if self.launch.socket is not None:
             self._viewers = Viewers(
@@ -184,6 +185,8 @@ class Keeper:
         if exited:
             self._end(trainer)
         elif self._leave_reason:
+            if self._stream.ring is not None:
+                self._stream.ring.leave()
             text = f"the keeper was ended by {self._leave_reason}; training goes on unwatched"
             self._reject_unanswered()
             self._publish(RunEnded(status="lost", step=self.history.steps, reason=text))

@@ -52,6 +52,17 @@ class Peer:
                 break
         return bodies
 
+    def check(self) -> None:
+        """Set `closed` if the other end has closed the connection. Nothing is read."""
+        if self.closed is None:
+            try:
+                if not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    self.closed = "the other end closed the connection"
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError as error:
+                self.closed = error.strerror or "broken"
+
     def send(self, message: Any) -> None:
         """Queue a message and send as much as the socket accepts without blocking."""
         self.queue(message)
