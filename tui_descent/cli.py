@@ -30,13 +30,12 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
-    from tui_descent.dashboard.dialogs.leave import Then
+    from tui_descent.dashboard.left import Left
     from tui_descent.protocol.launch import Launch
     from tui_descent.scenario.spec import Scenario
 
-USAGE, LOST = 2, 4
-# How long to wait for a keeper to end its run, and the same if it did not respond before.
-WITHIN_S, SILENT_WITHIN_S = 20.0, 4.0
+USAGE = 2
+WITHIN_S = 20.0  # how long to wait for a keeper to end its run
 COMMANDS = ("run", "race", "exec", "presets", "check")
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
@@ -472,22 +471,24 @@ def _launch(
         return _usage(str(error))
     if headless:
         return runner.run(launch, json=args.json)
-    code, then = _dashboard(launch)
-    if then == "restart":
+    left = _dashboard(launch)
+    if left.then == "restart":
         return _launch(args, name=name, headless=headless, scenario=scenario, **settings)
-    if then == "race" and scenario is not None:
+    if left.then == "race" and scenario is not None:
         return _start_race(args, name, scenario, scenario.race.optimizers, headless=headless)
-    return _gallery(name) if then == "gallery" else code
+    return _gallery(name) if left.then == "gallery" else left.code
 
 
-def _dashboard(launch: Launch) -> tuple[int, Then]:
+def _dashboard(launch: Launch) -> Left:
     """Start a keeper and open the dashboard. An error before that is reported in one line.
 
-    Returns the exit code, and what the user wants next.
+    If the user has not stopped the run, it goes on without this process.
     """
+    from tui_descent.dashboard.left import Left
     from tui_descent.protocol.channel import ChannelError, listen
     from tui_descent.protocol.exit_status import describe_exit
     from tui_descent.protocol.launch import KEEPER_LOG_FILE, LOG_FILE, start_keeper
+    from tui_descent.protocol.run_lock import is_held
     from tui_descent.telemetry.script_output import last_lines
 
     assert launch.socket is not None
@@ -501,7 +502,7 @@ def _dashboard(launch: Launch) -> tuple[int, Then]:
                 keeper = start_keeper(launch, listener=listener)  # the keeper starts while the dashboard is imported
             from tui_descent.dashboard.app import run_dashboard
     except (ChannelError, OSError) as error:
-        return _not_started(launch, str(error)), "quit"
+        return Left(_not_started(launch, str(error)))
     except SystemExit:  # a signal
         if keeper is not None:
             keeper.terminate()
@@ -510,24 +511,23 @@ def _dashboard(launch: Launch) -> tuple[int, Then]:
     if keeper.poll() is not None:
         why = last_lines(launch.path / KEEPER_LOG_FILE, 1) or (describe_exit(keeper.returncode),)
         socket.unlink(missing_ok=True)
-        return _not_started(launch, f"the run's keeper ended while it was starting: {why[0]}"), "quit"
-    code = None
-    try:
-        code, then = run_dashboard(
-            socket,
-            name=launch.name,
-            log_path=launch.path / LOG_FILE,
-            script=launch.command is not None,
-            scenario=launch.scenario,
-            keeper_gone=lambda: keeper.poll() is not None,
-        )
-        return code, then
-    finally:
-        _end_keeper(launch, keeper, was_silent=code == LOST and keeper.poll() is None)
+        return Left(_not_started(launch, f"the run's keeper ended while it was starting: {why[0]}"))
+    left = run_dashboard(
+        socket,
+        name=launch.name,
+        log_path=launch.path / LOG_FILE,
+        script=launch.command is not None,
+        scenario=launch.scenario,
+        keeper_gone=lambda: keeper.poll() is not None,
+        run_lives=lambda: is_held(launch.path),
+    )
+    if not left.run_goes_on:
+        _end_keeper(launch, keeper)
+    return left
 
 
-def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes], *, was_silent: bool = False) -> None:
-    """Wait for the keeper, which ends the run when its last viewer has left. After this no process is left behind."""
+def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes]) -> None:
+    """Wait for a keeper that ends its run. After this no process is left behind."""
     from subprocess import TimeoutExpired
 
     from tui_descent.protocol.launch import LOG_FILE
@@ -535,9 +535,7 @@ def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes], *, was_silent: 
     if keeper.poll() is None:
         keeper.send_signal(signal.SIGCONT)  # it may have been suspended
     try:
-        keeper.wait(SILENT_WITHIN_S if was_silent else WITHIN_S)
-        if was_silent:
-            output.say("tui-descent: the keeper responds again; it has ended the run")
+        keeper.wait(WITHIN_S)
         return
     except TimeoutExpired:
         keeper.terminate()

@@ -79,8 +79,20 @@ def print_race(history: History, ended: RunEnded, *, seconds: str = "") -> None:
         print(escape_controls(("  " + "   ".join(cells)).rstrip()))
 
 
-def print_trouble(trouble: str, log_path: Path | None) -> None:
-    """Print why the connection to a run was lost, and which file has the output of a script that may still run."""
+def print_detached(history: History, run: str, come_back: str) -> None:
+    """Print where a run is that goes on without a dashboard, and the command to come back to it."""
+    place = f"at step {history.steps:,}" if history.started is not None else f"({history.state.state})"
+    loss = f", loss {history.shown_loss:.3g}" if history.losses else ""
+    output.say(f"detached: {run} {place}{loss}; come back with: {come_back}")
+
+
+def print_trouble(trouble: str, log_path: Path | None, come_back: str = "") -> None:
+    """Print why the connection to a run was lost, and which file has the output of a script that may still run.
+
+    `come_back` is the command to come back to a run that goes on.
+    """
     output.say(f"tui-descent: {trouble}")
+    if come_back:
+        output.say(f"tui-descent: the run goes on; come back with: {come_back}")
     if log_path is not None and log_path.exists():
         output.say(f"tui-descent: the script may still be running; its output is in {log_path}")

@@ -13,7 +13,7 @@ from types import FrameType
 from tui_descent import output
 from tui_descent.end_report import print_end, print_summary
 from tui_descent.keeper.keeper import Keeper
-from tui_descent.keeper.process import clear, keeps_log
+from tui_descent.keeper.process import clear, is_kept
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import (
@@ -50,7 +50,7 @@ Start = Callable[[Launch], Trainer]
 
 
 def run(launch: Launch, *, json: bool = False, listen: Listen | None = None, start: Start | None = None) -> int:
-    """Run to the end; returns the exit code. With `listen`, it gets the events, and nothing is printed.
+    """Run to the end; returns the exit code. With `listen`, it gets the events, and nothing is printed or recorded.
 
     `start` starts the trainer, by default in a process of its own.
     """
@@ -69,7 +69,7 @@ def run(launch: Launch, *, json: bool = False, listen: Listen | None = None, sta
             unprinted = error
             keeper.stop(_lost_output(error))
 
-    keeper = Keeper(launch, on_event=guarded)
+    keeper = Keeper(launch, on_event=guarded, record=listen is None)
 
     def stop(number: int, _: FrameType | None) -> None:
         nonlocal caught, caught_s
@@ -94,7 +94,7 @@ def run(launch: Launch, *, json: bool = False, listen: Listen | None = None, sta
             # The log of a scenario's trainer has our own traceback, which helps only if the reason is not known.
             script_log = launch.path / LOG_FILE if launch.command is not None else None
             print_end(ended, script_log, with_log=launch.scenario is None or ended.status == "lost")
-        if not listen and keeps_log(launch, ended):
+        if not listen and is_kept(launch, ended):
             keep_folder(launch.path)
         else:
             clear(launch.path)

@@ -76,7 +76,9 @@ def new_run(name: str, chosen: str | None = None) -> tuple[str, Path]:
 
 
 def remove_left_behind(runs: Path) -> None:
-    """Remove the folders and sockets that killed runs have left behind. What a script has printed is kept."""
+    """Remove the folders and sockets that killed runs have left behind. Records with steps are kept, and what a script
+    has printed.
+    """
     with contextlib.suppress(OSError):
         for folder in [Path(entry.path) for entry in os.scandir(runs) if entry.is_dir(follow_symlinks=False)]:
             with left_behind(folder) as abandoned, contextlib.suppress(OSError, msgspec.DecodeError):
@@ -88,8 +90,10 @@ def _remove_run(folder: Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # no settings yet, or no socket any more
         if socket := Launch.read(folder).socket:
             remove_dead_socket(Path(socket))
+    from tui_descent.telemetry.record import has_steps
+
     log = folder / LOG_FILE
-    if log.exists() and log.stat().st_size:
+    if (log.exists() and log.stat().st_size) or has_steps(folder):
         keep_folder(folder)
     else:
         shutil.rmtree(folder)

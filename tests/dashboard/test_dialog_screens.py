@@ -23,7 +23,7 @@ DIALOGS: dict[str, tuple[list[str], str]] = {
     "betas": (["o", "end", "enter"], "of its square"),
     "steps": (["greater_than_sign"], "then pause"),
     "layer": (["up", "up", "enter"], "measured at"),
-    "quit": (["q"], "Quit this run?"),
+    "quit": (["q"], "Leave this run?"),
     "restart": (["R"], "Restart this run?"),
     "to-gallery": (["p"], "Back to the gallery?"),
     "help": (["question_mark"], "learning rate"),

@@ -31,7 +31,7 @@ ALONE = """
 import sys
 from pathlib import Path
 from tui_descent.dashboard.app import run_dashboard
-sys.exit(run_dashboard(Path(sys.argv[1]), name="alone")[0])
+sys.exit(run_dashboard(Path(sys.argv[1]), name="alone").code)
 """
 
 

@@ -93,12 +93,12 @@ async def test_exit_code_of_a_script_that_failed_after_its_run(own: int, code: i
 async def test_quitting_stops_the_run_only_after_confirmation() -> None:
     async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.press("q")
-        await dashboard.shows("Quit this run?")
+        await dashboard.shows("Leave this run?")
         await dashboard.press("escape")
-        await dashboard.wait_until(lambda: "Quit this run?" not in dashboard.text())
+        await dashboard.wait_until(lambda: "Leave this run?" not in dashboard.text())
         assert dashboard.keeper.received == []
         await dashboard.press("ctrl+c")
-        await dashboard.shows("Quit this run?")
+        await dashboard.shows("Leave this run?")
         await dashboard.press("s")
         await dashboard.wait_until(lambda: dashboard.app.return_value is not None)
     assert dashboard.keeper.received == [Stop()]
@@ -109,9 +109,9 @@ async def test_quitting_stops_the_run_only_after_confirmation() -> None:
 async def test_every_key_for_quitting_asks(key: str) -> None:
     async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.press(key)
-        await dashboard.shows("Quit this run?")
+        await dashboard.shows("Leave this run?")
         await dashboard.press(key)
-        await dashboard.wait_until(lambda: "Quit this run?" not in dashboard.text())
+        await dashboard.wait_until(lambda: "Leave this run?" not in dashboard.text())
         assert dashboard.app.is_running
         assert dashboard.keeper.received == []
         dashboard.keeper.publish(RunEnded(status="finished", step=60))
@@ -132,7 +132,7 @@ async def test_quitting_in_a_dialog_closes_only_the_dialog(key: str) -> None:
             await dashboard.wait_until(lambda: dashboard.app.screen is dashboard.app.run_screen)
         assert dashboard.app.is_running
         await dashboard.press(key)
-        await dashboard.shows("Quit this run?")
+        await dashboard.shows("Leave this run?")
 
 
 async def test_a_small_terminal_shows_the_size_needed() -> None:

@@ -96,7 +96,7 @@ async def test_a_second_q_kills_a_script_that_still_saves() -> None:
     async with open_dashboard((80, 24), LOOP, replies=False, script=True) as dashboard:
         keeper = dashboard.keeper
         await dashboard.press("q")
-        await dashboard.shows("Quit this run?")
+        await dashboard.shows("Leave this run?")
         await dashboard.press("s")
         await dashboard.wait_until(lambda: Stop() in keeper.received)
         await dashboard.shows("waiting for the script's next step · q: kill it")

@@ -84,10 +84,11 @@ class Attended:
         return self.keeper.wait(within_s)
 
     def close(self) -> None:
-        """Disconnect all viewers and wait for the keeper to end; kill it if it does not."""
+        """Stop the run and wait for its keeper to end; kill it if it does not."""
         for viewer in self._viewers:
             viewer.close()
         try:
+            self.keeper.terminate()
             self.keeper.wait(40)
         except subprocess.TimeoutExpired:
             for pid in (*children(self.keeper.pid), self.keeper.pid):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import select
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tui_descent.telemetry.record import Record
 
 TUI = (sys.executable, "-m", "tui_descent")
 ENTRY_POINT = Path(sys.executable).with_name("tui-descent")
@@ -73,9 +76,19 @@ def temporary_home() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="td"))
     try:
         yield folder
+        stop_keepers(folder)
         assert left_behind(folder) == []
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def recorded(home: Path) -> list[tuple[str, int]]:
+    """The status and the number of steps in the record of each run whose folder is there."""
+    found = []
+    for folder in sorted((home / "runs").iterdir()):
+        with Record.open(folder) as record:
+            found.append((record.about.status, record.about.step))
+    return found
 
 
 def signalled(number: signal.Signals, where: str) -> list[str]:
@@ -177,6 +190,18 @@ def children(pid: int) -> list[int]:
     table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     pairs = [tuple(map(int, line.split())) for line in table.splitlines()]
     return [child for child, parent in pairs if parent == pid]
+
+
+def stop_keepers(home: Path) -> None:
+    """End all runs of this home folder properly, and wait for their ends."""
+    for line in left_behind(home):
+        if "tui_descent.keeper.process" in line:
+            pid = int(line.split()[0])
+            with contextlib.suppress(ProcessLookupError):
+                ended = os.pidfd_open(pid)
+                os.kill(pid, signal.SIGTERM)
+                select.select([ended], [], [], WITHIN_S)
+                os.close(ended)
 
 
 def left_behind(home: Path) -> list[str]:

@@ -44,8 +44,8 @@ class AttendedHere(Attended):
     """A run of a preset in this process; everything else is as for `Attended`."""
 
     def _start(self) -> None:
-        keeper = Keeper(self.launch)
-        self._thread = Thread(target=keeper.run, args=(lambda: TrainerThread.start(self.launch),))
+        self.served_by = Keeper(self.launch)
+        self._thread = Thread(target=self.served_by.run, args=(lambda: TrainerThread.start(self.launch),))
         self._thread.start()
 
     def _ends_within(self, timeout_s: float) -> bool:
@@ -57,9 +57,10 @@ class AttendedHere(Attended):
         return 0
 
     def close(self) -> None:
-        """Disconnect all viewers, which ends the run."""
+        """Stop the run."""
         for viewer in self._viewers:
             viewer.close()
+        self.served_by.stop("the test ends")
         assert self._ends_within(WITHIN_S)
         shutil.rmtree(self.launch.path, ignore_errors=True)
         torch.set_num_threads(1)

@@ -255,11 +255,9 @@ def test_request_before_the_run_has_started_reaches_the_trainer() -> None:
         trainer.peer.send(CommandDone(client=1, request=4, segment=0, step=0, what="paused"))
         until(viewer, CommandDone)
         viewer.close()
-        assert isinstance(order_of(trainer).command, Stop)
 
-    ended = trainer.run_while(play)
+    trainer.run_while(play)
     assert got == [ClientRequest(client=1, request=4, source="send", command=Pause())]
-    assert (ended.status, ended.reason) == ("stopped", "the last viewer left")
 
 
 def test_stop_before_the_trainer_is_started_reaches_it() -> None:
@@ -468,7 +466,6 @@ def test_silence_before_the_first_step(
         trainer.start()
         until(viewer, RunStarted)
         viewer.close()
-        assert isinstance(order_of(trainer).command, Stop)
 
     trainer.run_while(play)
     assert silences(trainer) == expected

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 from attended import Attended, Start
-from runs import left_behind
+from runs import left_behind, stop_keepers
 
 
 @pytest.fixture(autouse=True)
 def no_process_is_left(home: Path) -> Iterator[None]:
+    """Ends the runs that the test has left running. Then no process may be left, such as a trainer without a keeper."""
     yield
+    stop_keepers(home)
     assert left_behind(home) == []
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import tiny_trainer
-from runs import WITHIN_S, Live, Outcome, children, run, temporary_home, together
+from runs import WITHIN_S, Live, Outcome, children, recorded, run, temporary_home, together
 
 SCRIPT = """\
 import torch
@@ -221,11 +221,10 @@ def test_the_output_of_a_successful_script_is_shown_at_the_end_and_kept(executed
     assert Path(where.rpartition(" in ")[2]).read_text() == "the script goes on\n"
 
 
-def test_nothing_is_kept_of_a_script_that_printed_nothing(executed: dict[str, Outcome]) -> None:
-    (started,) = executed["silent"].events("run_started")
-    late = Path(executed["exiting late"].ended["log_path"])
-    assert late.parent.parent.is_dir()
-    assert not (late.parent.parent / started["run"]).exists()
+def test_record_of_a_script_that_printed_nothing_is_kept(executed: dict[str, Outcome]) -> None:
+    assert "log_path" not in executed["silent"].ended
+    home = Path(executed["exiting late"].ended["log_path"]).parents[2]
+    assert ("finished", 8) in recorded(home)
 
 
 @pytest.mark.heavy
@@ -304,10 +303,10 @@ def test_stop_ends_the_loop_but_not_the_script(kind: str, tmp_path: Path) -> Non
     assert int(done.read_text()) + 1 == last["step"]
 
 
-def test_without_exec_a_loop_starts_its_own_keeper_and_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
+def test_without_exec_a_loop_starts_its_own_keeper_and_leaves_only_its_record(home: Path, tmp_path: Path) -> None:
     outcome = run(command=[sys.executable, str(write(tmp_path, "alone"))])
     assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "the script goes on\n", "")
-    assert list((home / "runs").iterdir()) == []
+    assert [status for status, _ in recorded(home)] == ["finished"]
     assert list((home / "sockets").iterdir()) == []
 
 

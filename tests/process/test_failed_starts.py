@@ -20,6 +20,7 @@ from runs import TUI, WITHIN_S, Live, children, environment, left_behind, run, s
 from terminal import Terminal
 
 from tui_descent import cli, output
+from tui_descent.dashboard.left import Left
 from tui_descent.paths import new_run, socket_path
 from tui_descent.protocol import launch as launches
 from tui_descent.protocol.launch import Launch
@@ -111,7 +112,7 @@ def test_the_output_of_a_script_and_its_size_on_a_real_terminal(opened: list[Ter
     terminal.child.setwinsize(40, 120)
     terminal.wait("33 118")
     terminal.press("q")
-    terminal.wait("stay")
+    terminal.wait("Leave this run?")
     terminal.press("s")
     terminal.wait("q: kill it")
     terminal.press("q")
@@ -164,7 +165,7 @@ def test_a_keeper_that_ends_while_it_starts_is_an_error_of_one_line(
     name, folder = new_run("dead")
     launch = Launch(run=name, name="dead", folder=str(folder), socket=str(socket_path(name)), attended=True)
     launch.write()
-    assert cli._dashboard(launch) == (2, "quit")
+    assert cli._dashboard(launch) == Left(2)
     (line,) = capsys.readouterr().err.splitlines()
     why = {"exit 3": "exit code 3", "kill -9 $$": "signal 9"}.get(how, "no memory")
     assert line == f"tui-descent: the run's keeper ended while it was starting: {why}"
@@ -191,18 +192,21 @@ def test_a_killed_keeper_is_shown_and_the_script_goes_on(home: Path, opened: lis
     os.close(ended)
 
 
-def test_a_suspended_keeper_is_shown_and_leaving_it_ends_the_run(home: Path, opened: list[Terminal]) -> None:
+def test_a_suspended_keeper_is_shown_and_can_be_left(home: Path, opened: list[Terminal]) -> None:
     terminal = start(opened, "exec", "--", "sh", "-c", f"while ! test -e {home}/go; do sleep 0.05; done")
     terminal.wait("importing torch")
     (keeper,) = children(terminal.child.pid)
     os.kill(keeper, signal.SIGSTOP)
     terminal.wait("the run's keeper does not respond (suspended?) · q: quit")
-    (home / "go").touch()
     terminal.press("q")
     assert terminal.ended() == 4
     assert "tui-descent: the run's keeper has not responded for " in shell(terminal)
-    assert "tui-descent: the keeper responds again; it has ended the run\n" in shell(terminal)
-    assert left_behind(home) == []
+    assert "tui-descent: the run goes on; come back with: tui-descent attach" in shell(terminal)
+    ended = os.pidfd_open(keeper)
+    os.kill(keeper, signal.SIGCONT)
+    (home / "go").touch()
+    assert select.select([ended], [], [], WITHIN_S)[0]
+    os.close(ended)
 
 
 @pytest.mark.parametrize("signals", [1, 2])

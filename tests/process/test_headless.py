@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_trainer
-from runs import TUI, WITHIN_S, Live, children, environment
+from runs import TUI, WITHIN_S, Live, children, environment, recorded
 
 ENDLESS = ("first-descent", "--json", "--steps", "10000000", "--pace", "100")
 WITHOUT_TORCH = ("exec", "--json", "--", TUI[0], tiny_trainer.__file__)
@@ -33,7 +33,7 @@ def test_a_signal_ends_the_run_properly(number: signal.Signals, code: int, home:
     assert (last["event"], last["status"]) == ("run_ended", "stopped")
     steps = [line["step"] for line in live.lines if line["event"] == "step"]
     assert steps == list(range(last["step"])), "every update that was made is printed"
-    assert list((home / "runs").iterdir()) == []
+    assert recorded(home) == [("stopped", last["step"])]
 
 
 def test_a_signal_before_the_network_is_built_ends_the_run() -> None:

@@ -34,7 +34,7 @@ def terminal(shared_home: Path) -> Iterator[Terminal]:
     opened.wait(lambda text: "rate 0." in text)
     yield opened
     opened.press("q")
-    opened.wait("stay")
+    opened.wait("Leave this run?")
     opened.press("s")
     assert opened.ended() == 0
     opened.close()

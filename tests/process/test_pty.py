@@ -17,6 +17,7 @@ from runs import children
 from terminal import Terminal
 
 COMMAND = [sys.executable, "-m", "tui_descent"]
+DETACHED = re.compile(r"detached: \S+ at step \d+, loss [\d.]+; come back with: tui-descent attach")
 VANISHING = ("vanishing", "--set", "run.steps=100000")  # it does not end before the last key
 WITHOUT_TORCH = ("exec", "--", sys.executable, tiny_trainer.__file__)
 
@@ -32,6 +33,11 @@ def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
 def started(*arguments: str, columns: int = 120, rows: int = 40, heavy: bool = False) -> pytest.param:
     marks = pytest.mark.heavy if heavy else ()
     return pytest.param((columns, rows, *arguments), id=f"{columns}x{rows}", marks=marks)
+
+
+def shell(terminal: Terminal) -> str:
+    """What is on the shell after the dashboard has left the alternate screen."""
+    return bytes(terminal.raw).rpartition(b"\x1b[?1049l")[2].decode(errors="replace")
 
 
 def step_of(text: str) -> int:
@@ -118,13 +124,13 @@ def test_one_key_cures_the_vanishing_gradient_and_every_main_key_has_an_effect(t
     terminal.press("space")
     terminal.wait(lambda text: step_of(text) > stood + 5 and "running" in text)
     terminal.press("q")
-    terminal.wait("stay")
+    terminal.wait("Leave this run?")
     terminal.press("escape")
-    terminal.wait(lambda text: "stay" not in text)
+    terminal.wait(lambda text: "Leave this run?" not in text)
     now = step_of(terminal.text())
     terminal.wait(lambda text: step_of(text) > now + 5)
     terminal.press("q")
-    terminal.wait("stay")
+    terminal.wait("Leave this run?")
     terminal.press("s")
     assert terminal.ended() == 0
     assert restored(terminal)
@@ -156,12 +162,25 @@ def test_a_killed_trainer_is_shown_within_a_second_and_the_screen_stays(terminal
     "number",
     [signal.SIGHUP, *(pytest.param(n, marks=pytest.mark.heavy) for n in (signal.SIGTERM, signal.SIGINT))],
 )
-def test_signals_restore_the_terminal(terminal: Terminal, number: signal.Signals) -> None:
+def test_signals_restore_the_terminal_and_leave_the_run_going(terminal: Terminal, number: signal.Signals) -> None:
     terminal.wait(lambda text: step_of(text) >= 3)
     terminal.child.kill(number)
     assert terminal.ended() == 128 + number
     assert restored(terminal)
-    assert gone(os.environ["TUI_DESCENT_HOME"])
+    assert DETACHED.search(shell(terminal))
+    assert processes_of(os.environ["TUI_DESCENT_HOME"])
+
+
+@pytest.mark.parametrize("terminal", [started(*WITHOUT_TORCH, columns=100, rows=30)], indirect=True)
+def test_q_leaves_the_run_going(terminal: Terminal) -> None:
+    terminal.wait(lambda text: step_of(text) >= 3)
+    terminal.press("q")
+    terminal.wait("Leave this run?")
+    terminal.press("enter")
+    assert terminal.ended() == 0
+    assert restored(terminal)
+    assert DETACHED.search(shell(terminal))
+    assert processes_of(os.environ["TUI_DESCENT_HOME"])
 
 
 # Usual: test_viewers_and_commands.py has the held run, test_run_states.py its screen.
@@ -172,7 +191,7 @@ def test_a_diverging_run_is_held_before_the_update(terminal: Terminal) -> None:
         lambda text: re.search(r"loss is (nan|inf) at step \d+: matmul overflows in blocks", text) is not None
     )
     terminal.press("q")
-    terminal.wait("stay")
+    terminal.wait("Leave this run?")
     terminal.press("s")
     assert terminal.ended() == 0
 
@@ -184,7 +203,7 @@ def test_a_preset_waits_at_its_end_and_can_be_continued(terminal: Terminal) -> N
     terminal.press("space")
     terminal.wait(lambda text: "● waiting" in text and step_of(text) == 20)
     terminal.press("q")
-    terminal.wait("stay")
+    terminal.wait("Leave this run?")
     terminal.press("s")
     assert terminal.ended() == 0
 
@@ -223,7 +242,7 @@ def test_a_user_loop_is_shown_and_its_learning_rate_changed(tmp_path: Path) -> N
         terminal.press("r")
         terminal.wait("no block keeps its input's shape")
         terminal.press("q")
-        terminal.wait("stay")
+        terminal.wait("Leave this run?")
         terminal.press("s")
         assert terminal.ended() == 0
         assert gone(os.environ["TUI_DESCENT_HOME"])
@@ -263,7 +282,7 @@ def test_a_too_small_terminal_shows_the_size_it_needs_until_it_is_enlarged(expor
         terminal.child.setwinsize(40, 120)
         terminal.wait(lambda text: "Gradient flow" in text and max(map(len, text.splitlines())) > 110)
         terminal.press("q")
-        terminal.wait("stay")
+        terminal.wait("Leave this run?")
         terminal.press("s")
         assert terminal.ended() == 0
     finally:
@@ -279,7 +298,7 @@ def test_the_gallery_starts_the_chosen_preset() -> None:
         terminal.press("enter")
         terminal.wait("Gradient flow")
         terminal.press("q")
-        terminal.wait("stay")
+        terminal.wait("Leave this run?")
         terminal.press("s")
         assert terminal.ended() == 0
     finally:
@@ -301,7 +320,7 @@ def test_a_terminal_without_utf8_gets_its_own_characters_even_if_stderr_is_elsew
     shown = "\n".join(screen.display)
     assert ("f\xfcnf -> l" if encoding == "latin-1" else "funf > l").replace("->", ">") in shown
     terminal.press("q")
-    terminal.wait("stay")
+    terminal.wait("Leave this run?")
     terminal.press("s")
     assert terminal.ended() == 0
     assert (home / "stderr").read_text() == ""

@@ -33,7 +33,7 @@ def test_a_run_has_the_same_events_in_processes_of_its_own_and_in_threads(
     assert (apart.code, apart.stderr) == (here.code, here.stderr) == (0, "")
     assert len(apart.losses) == 60
     assert events(apart) == events(here)
-    assert list((home / "runs").iterdir()) == []
+    assert runs.recorded(home) == [("finished", 60)] * 2
 
 
 def events(outcome: runs.Outcome) -> dict[str, list[runs.Line]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny_trainer
-from runs import TUI, WITHIN_S, environment, temporary_home
+from runs import TUI, WITHIN_S, environment, recorded, temporary_home
 
 COMMAND = " ".join(TUI)
 TINY = f"-- {TUI[0]} {tiny_trainer.__file__}"
@@ -56,8 +56,9 @@ class Ended:
 def ended() -> Iterator[dict[str, Ended]]:
     with temporary_home() as home:
         yield {name: Ended(arguments, home, more) for name, (arguments, more) in RUNS.items()}
-        left = [path.name.split("-2")[0] for path in (home / "runs").iterdir()]
-        assert left == ["tiny_trainer"], "only the failed run's folder is kept, for its log"
+        statuses = [status for status, _ in recorded(home)]
+        assert len(statuses) == len(RUNS) - 1, "all but the run that must not start"
+        assert set(statuses) == {"finished", "failed", "diverged", "stopped"}
 
 
 def test_an_ascii_terminal_gets_chart_and_summary_in_ascii(ended: dict[str, Ended]) -> None:

@@ -215,7 +215,7 @@ def test_a_finished_run_waits_and_can_be_continued(start: Start) -> None:
     assert viewer.do(TurnKnob(knob="lr", value="0.2")).step == 22
     assert isinstance(viewer.do(Stop()), CommandDone)
     ended = viewer.until_event(RunEnded)
-    assert (ended.status, ended.step) == ("stopped", 22)
+    assert (ended.status, ended.step) == ("finished", 22)
     assert run.wait(20) == 0
 
 

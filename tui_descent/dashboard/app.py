@@ -19,17 +19,18 @@ from textual.command import Provider
 from textual.screen import ModalScreen, Screen
 
 from tui_descent.dashboard import actions, colours
-from tui_descent.dashboard.bridge import Bridge
+from tui_descent.dashboard.bridge import READ_ONLY, Bridge
 from tui_descent.dashboard.command_palette import CommandProvider
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.dialogs.leave import LeaveDialog, Then
+from tui_descent.dashboard.dialogs.leave import Answer, LeaveDialog
+from tui_descent.dashboard.left import Left, Then
 from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.panels.story import read_scenario
 from tui_descent.dashboard.screen_writer import ScreenWriter
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.theme import THEME
-from tui_descent.end_report import print_end, print_summary, print_trouble
+from tui_descent.end_report import print_detached, print_end, print_summary, print_trouble
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import Status
 from tui_descent.protocol.exit_status import exit_code
@@ -45,7 +46,7 @@ class DescentApp(App[int]):
 
     `log_path`: the file with what the trainer prints. `script`: the trainer is a user's script, which may save for as
     long as it needs after a stop. `scenario` is the run's, as a table. `keeper_gone` says whether the keeper's process
-    has exited.
+    has exited, `run_lives` whether any process of the run is alive. With `read_only`, the run cannot be changed.
     """
 
     CSS_PATH = Path(__file__).parent / "dashboard.tcss"
@@ -65,9 +66,13 @@ class DescentApp(App[int]):
         script: bool = False,
         scenario: dict[str, Any] | None = None,
         keeper_gone: Callable[[], bool] = lambda: False,
+        run_lives: Callable[[], bool] = lambda: False,
+        read_only: bool = False,
     ) -> None:
         super().__init__()
-        self.bridge = Bridge(socket, name="dashboard", keeper_gone=keeper_gone)
+        self.bridge = Bridge(
+            socket, name="dashboard", keeper_gone=keeper_gone, run_lives=run_lives, read_only=read_only
+        )
         self._is_script = script
         self.run_name = name
         self.fps = fps
@@ -77,6 +82,7 @@ class DescentApp(App[int]):
         self._bridge_task: asyncio.Task[None] | None = None
         self._stop_deadline_s: float | None = None
         self.then: Then = "quit"  # what follows when the dashboard is closed
+        self.stop_requested = False
         self._signals = signals
         self._writer = ScreenWriter()
 
@@ -150,22 +156,28 @@ class DescentApp(App[int]):
         if self._is_script and event.then != "quit":
             self.bridge.refuse(SCRIPT_RESTARTS if event.then == "restart" else SCRIPT_HAS_NO_GALLERY)
             return
+        if self.bridge.read_only and event.then in ("restart", "race") and self.bridge.history.live:
+            self.bridge.refuse(READ_ONLY)
+            return
         self.then = event.then
         if self.bridge.give_up() or not self.bridge.history.live or not self.bridge.connected:
             self.exit(self.exit_code())
+        elif self.bridge.read_only:
+            self.exit(0)
         elif self._is_script and self._stop_deadline_s is not None:  # still running, but the user does not want to wait
             self.bridge.send(Stop(kill=True))
             self._stop_deadline_s = self._loop_time() + STOP_TIMEOUT_S
         else:
             self.push_screen(LeaveDialog(script=self._is_script, then=self.then), self._leave_answered)
 
-    def _leave_answered(self, stop: bool | None) -> None:
-        if not stop:
+    def _leave_answered(self, answer: Answer | None) -> None:
+        if answer is None:
             self.then = "quit"
             return
-        if self.bridge.send(Stop()) is None:
+        if answer == "detach" or self.bridge.send(Stop()) is None:
             self.exit(self.exit_code())
             return
+        self.stop_requested = True
         self._stop_deadline_s = math.inf if self._is_script else self._loop_time() + STOP_TIMEOUT_S
         self.run_screen.view = replace(self.run_screen.view, stopping=self._is_script)
 
@@ -183,10 +195,13 @@ def run_dashboard(
     script: bool = False,
     scenario: dict[str, Any] | None = None,
     keeper_gone: Callable[[], bool] = lambda: False,
-) -> tuple[int, Then]:
-    """Show a run until the user leaves it, then print how it ended if that matters.
+    run_lives: Callable[[], bool] = lambda: False,
+    read_only: bool = False,
+    come_back: Callable[[], str] = lambda: "tui-descent attach",
+) -> Left:
+    """Show a run until the user leaves it. Then print how it ended, or how to come back if it goes on.
 
-    Returns the exit code, and what the user wants next.
+    `come_back` gives the command for that.
     """
     signals = Signals()
     app = DescentApp(
@@ -197,18 +212,23 @@ def run_dashboard(
         script=script,
         scenario=scenario,
         keeper_gone=keeper_gone,
+        run_lives=run_lives,
+        read_only=read_only,
         signals=signals,
     )
     code = run_app(app, signals)
+    bridge = app.bridge
+    ended, trouble = bridge.history.ended, bridge.trouble
+    goes_on = ended is None and not app.stop_requested
+    if goes_on and (bridge.connected or bridge.reconnecting):
+        print_detached(bridge.history, bridge.run_id or name, come_back())
     if signals.caught is not None:
-        return 128 + signals.caught, "quit"
-    ended, trouble = app.bridge.history.ended, app.bridge.trouble
+        return Left(128 + signals.caught, "quit", goes_on)
     if ended is not None:
         if ended.log_path is not None or ended.status == "failed" or script:
             print_end(ended, log_path if script else None)
-        if app.bridge.history.started is not None:  # otherwise the reason above says it all
-            print_summary(app.bridge.history)
+        if bridge.history.started is not None:  # otherwise the reason above says it all
+            print_summary(bridge.history)
     elif code == EXIT_CODES["lost"] and trouble:
-        print_trouble(trouble, log_path if script and keeper_gone() else None)
-    code = code if code is not None else app.return_code or 0
-    return code, app.then
+        print_trouble(trouble, log_path if script and keeper_gone() else None, come_back() if run_lives() else "")
+    return Left(code if code is not None else app.return_code or 0, app.then, goes_on)

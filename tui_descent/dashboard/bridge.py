@@ -1,7 +1,8 @@
 """The dashboard's connection to the keeper. Received events update a `History`, and requests are matched with their
 replies.
 
-If the connection is lost, the screen shows that; no exception is raised.
+If the connection is lost, the screen shows that; no exception is raised. As long as the run lives, the bridge connects
+again: the trainer replaces a keeper that was killed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from tui_descent.protocol import codec
 from tui_descent.protocol.commands import (
+    HARMLESS,
     AnyCommand,
     Hello,
     MeasureBackwardPass,
@@ -46,7 +48,10 @@ KEEPER_GONE = "the run's keeper has ended unexpectedly"
 # In these states the run makes no steps until it is resumed.
 STOPPED_STATES = frozenset({"paused", "held", "waiting"})
 NOT_CONNECTED = "not connected to the run"
+RECONNECTING = "reconnecting to the run"
+READ_ONLY = "this dashboard is read-only: it cannot change the run"
 CONNECT_TIMEOUT_S = 10.0
+RECONNECT_WITHIN_S = 10.0
 RETRY_S = 0.05
 KEEPER_SILENT_AFTER_S = 4.0  # the keeper sends something every second
 
@@ -66,13 +71,26 @@ class Exchange:
 class Bridge:
     """Holds the run's history. The frame timer redraws when `revision` has changed.
 
-    `keeper_gone` says whether the keeper's process has exited, if that can be known.
+    `keeper_gone` says whether the keeper's process has exited, if that can be known; `run_lives` whether any process of
+    the run is alive. With `read_only`, requests that change the run are refused.
     """
 
-    def __init__(self, socket: Path, *, name: str = "viewer", keeper_gone: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        socket: Path,
+        *,
+        name: str = "viewer",
+        keeper_gone: Callable[[], bool] = lambda: False,
+        run_lives: Callable[[], bool] = lambda: False,
+        read_only: bool = False,
+    ) -> None:
         self.socket = socket
         self.name = name
-        self._keeper_gone = keeper_gone
+        self.read_only = read_only
+        self.run_id = ""
+        self.reconnecting = False
+        self.lost_connections = 0
+        self._keeper_gone, self._run_lives = keeper_gone, run_lives
         self.history = History()
         self.connected = False
         self.trouble = ""
@@ -91,35 +109,49 @@ class Bridge:
         return id(self.history), self.history.revision, self._changes
 
     async def run(self) -> None:
-        """Connect and read until the keeper closes."""
+        """Connect and read until the run has ended or its keeper is gone for good."""
         try:
-            reader, self._writer = await self._connect()
+            reader, self._writer = await self._connect(CONNECT_TIMEOUT_S, lambda: not self._keeper_gone())
         except OSError as error:
             why = f"no run at {self.socket.name}: {error.strerror or error}"
             self._disconnect(KEEPER_GONE if self._keeper_gone() else why)
             return
-        try:
-            await self._read(reader, self._writer)
-            self._disconnect(KEEPER_GONE if self._keeper_gone() else "the keeper closed the connection")
-        except (OSError, codec.FrameError) as error:
-            self._disconnect(str(error))
-        finally:
-            self._writer.close()
+        while True:
+            why = "the keeper closed the connection"
+            try:
+                await self._read(reader, self._writer)
+            except OSError as error:
+                why = str(error)
+            except codec.FrameError as error:
+                self.trouble = str(error)
+            finally:
+                self._writer.close()
+            if self.trouble or not self.history.live:
+                self._disconnect(why)
+                return
+            self._lose_connection()
+            try:
+                reader, self._writer = await self._connect(RECONNECT_WITHIN_S, self._run_lives)
+            except OSError:
+                self._disconnect(KEEPER_GONE if self._keeper_gone() else why)
+                return
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        end = asyncio.get_running_loop().time() + CONNECT_TIMEOUT_S
+    async def _connect(
+        self, within_s: float, is_awaited: Callable[[], bool]
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect as soon as the keeper listens: it may have only just been started. Raises `OSError`."""
+        end = asyncio.get_running_loop().time() + within_s
         while True:
             try:
                 return await asyncio.open_unix_connection(self.socket)
             except (FileNotFoundError, ConnectionRefusedError):
-                # The keeper has only just been started and may not have created its socket yet.
-                if self._keeper_gone() or asyncio.get_running_loop().time() > end:
+                if not is_awaited() or asyncio.get_running_loop().time() > end:
                     raise
             await asyncio.sleep(RETRY_S)
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(codec.frame(Hello(version=codec.VERSION, name=self.name)))
-        self.connected, self._heard_s = True, time.monotonic()
+        writer.write(codec.frame(Hello(version=codec.VERSION, name=self.name, read_only=self.read_only)))
+        self.connected, self.reconnecting, self._heard_s = True, False, time.monotonic()
         frames = codec.FrameReader(codec.MAX_TO_VIEWER)
         while data := await reader.read(256 * 1024):
             self._heard_s = time.monotonic()
@@ -131,7 +163,7 @@ class Bridge:
             case Heartbeat():
                 return
             case Welcome():
-                self.client, self._has_heartbeat = message.client, message.heartbeat
+                self.client, self.run_id, self._has_heartbeat = message.client, message.run, message.heartbeat
             case Refused():
                 self.trouble = message.reason
             case HistorySent():
@@ -170,12 +202,18 @@ class Bridge:
         """Why no request can be sent now; empty if requests can be sent."""
         if not self.history.live:
             return "the run has ended"
+        if self.reconnecting:
+            return RECONNECTING
         return "" if self.connected else NOT_CONNECTED
 
     def send(self, command: AnyCommand, source: Source = "key") -> int | None:
         """Send a request. Returns the number that its reply will carry, or None if the request cannot be sent."""
         if self._writer is None or self.unavailable:
             self.refuse(self.unavailable or NOT_CONNECTED)
+            return None
+        if self.read_only and not isinstance(command, HARMLESS):
+            if not isinstance(command, UNASKED):
+                self.refuse(READ_ONLY)
             return None
         self._requests += 1
         self._writer.write(codec.frame(Request(request=self._requests, command=command, source=source)))
@@ -204,7 +242,16 @@ class Bridge:
             self.history.apply(Noted(step=self.history.steps, text=reason, level="warning"))
         self._changes += 1
 
+    def _lose_connection(self) -> None:
+        """Show that the connection is lost. The replies to the last requests will not come any more."""
+        self.connected, self.reconnecting = False, True
+        self.lost_connections += 1
+        if any(not isinstance(command, UNASKED) for command in self._unanswered.values()):
+            self.exchange = Exchange(refusal="the connection was lost before the last request was answered")
+        self._unanswered.clear()
+        self._changes += 1
+
     def _disconnect(self, reason: str) -> None:
-        self.connected = False
+        self.connected = self.reconnecting = False
         self.trouble = self.trouble or reason
         self._changes += 1

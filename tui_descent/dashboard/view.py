@@ -39,7 +39,8 @@ class View:
     """The history, the connection, and the display settings.
 
     `scenario`: the run's scenario, known before the run has started; None for a script. `exchange`: the last request
-    and its reply. `trouble`: what is wrong with the connection. `keeper_silent_s`: as in the bridge. `log`: the loss
+    and its reply. `trouble`: what is wrong with the connection. `reconnecting`: it was lost, and is tried again.
+    `keeper_silent_s`: as in the bridge. `log`: the loss
     axis is logarithmic. `recent`: the time axis shows the last steps instead of the whole run. `ghosts`: show the loss
     curves of undone steps. `all_events`: the event log shows evaluations and plain notes too. `selected`: the index of
     the selected layer, in forward order. `output`: the newest lines that the script has printed, while they are shown.
@@ -54,6 +55,7 @@ class View:
     exchange: Exchange = field(default_factory=Exchange)
     connected: bool = True
     trouble: str = ""
+    reconnecting: bool = False
     keeper_silent_s: int = 0
     log: bool = True
     recent: bool = False

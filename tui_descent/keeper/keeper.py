@@ -7,6 +7,7 @@ one selector.
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import signal
 import socket
@@ -27,7 +28,9 @@ from tui_descent.protocol.channel import ChannelError, listen
 from tui_descent.protocol.commands import ClientRequest, ResizeTerminal, Stop
 from tui_descent.protocol.events import AnyEvent, DeviceTaken, Noted, RunEnded, StateChanged, StepsCompleted
 from tui_descent.protocol.launch import Launch, unreachable
+from tui_descent.protocol.run_lock import hold_keeper_lock
 from tui_descent.telemetry.history import History
+from tui_descent.telemetry.record import RecordError, RecordWriter
 
 TICK_S = 1 / 30
 SILENT_AFTER_S = 3.5
@@ -37,14 +40,18 @@ FIRST_VIEWER_WITHIN_S = 30.0
 CLOSED_AFTER_S = 1.0  # how long a script may run without its connection before this is reported
 LOOK_EVERY_S = 0.5  # how often to look for a `watch()` in a process that cannot be reached
 STOPPED_BY_VIEWER = "stopped by a viewer"
+READ_ONLY = "this viewer is read-only"
+NO_VIEWER_AT_END = "all steps done; no viewer is attached"
 GOES_ON = "the loop has ended; its script is still running"
+SOCKET_CHECKED_EVERY_S = 1.0
 LAST_EVENT_WITHIN_S = 2.0  # how long the keeper waits for viewers to read the last event
 
 
 class Keeper:
     """One run's keeper. It calls `on_event`, if given, with every event; a headless run prints them that way.
 
-    `listener` is the socket for viewers, if the caller has opened it; else `run` opens the one at `launch.socket`.
+    `listener` is the socket for viewers, if the caller has opened it; else `run` opens the one at `launch.socket`. With
+    `record`, the run is recorded in its folder.
     """
 
     def __init__(
@@ -53,8 +60,11 @@ class Keeper:
         *,
         on_event: Callable[[AnyEvent], None] | None = None,
         listener: socket.socket | None = None,
+        record: bool = True,
     ) -> None:
         self.launch = launch
+        self._recorded = record
+        self._record: RecordWriter | None = None
         self._listener = listener
         self.history = History()
         self.ended: RunEnded | None = None
@@ -66,6 +76,9 @@ class Keeper:
         self._on_event = on_event
         self._selector = selectors.DefaultSelector()
         self._viewers: Viewers | None = None
+        self._socket_file: tuple[int, int] | None = None  # device and inode of the file at `launch.socket`
+        self._socket_checked_s = 0.0
+        self._lock: int | None = None
         self._trainer: Trainer | None = None
         # Set by signal handlers: why the run must stop or be killed, or why the keeper must leave it.
         self._stop_reason = self._kill_reason = self._leave_reason = ""
@@ -79,19 +92,32 @@ class Keeper:
     def run(self, start_trainer: Callable[[], Trainer], *, sent_before: int = 0) -> RunEnded:
         """Run until the trainer has exited and every viewer has received the last event.
 
-        If the run has a record, another keeper has died; this one goes on where the record ends. `sent_before` is how
-        many events the trainer has sent before and will not send again. Raises `ChannelError` if the socket cannot be opened.
+        If the run has a record already, its last keeper has died; this one goes on where the record ends. `sent_before`
+        is how many events the trainer has sent before and will not send again. Raises `ChannelError` if the socket
+        cannot be opened, or if the run has another keeper.
         """
+        self._lock = hold_keeper_lock(self.launch.path)
+        try:
+            return self._run(start_trainer)
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+
+    def _run(self, start_trainer: Callable[[], Trainer]) -> RunEnded:
         if self.launch.socket is not None:
+            listener = self._listener or listen(Path(self.launch.socket))
+            self._socket_file = _file_at(self.launch.socket)
             self._viewers = Viewers(
-                self._listener or listen(Path(self.launch.socket)),
+                listener,
                 self._selector,
                 run=self.launch.run,
                 history=self.history.send,
                 on_request=self.order,
+                on_refused=lambda order: self._publish(self._requests.reject(order, READ_ONLY)),
                 on_leave=self._viewer_left,
             )
         try:
+            self._open_record()
             self._publish(StateChanged(state="importing torch"))
             try:
                 self._trainer = start_trainer()
@@ -104,6 +130,13 @@ class Keeper:
             return ended
         finally:
             self._close()
+
+    def _open_record(self) -> None:
+        if self._recorded:
+            try:
+                self._record = RecordWriter.open(self.launch, self.history.send)
+            except (RecordError, OSError) as error:
+                self._publish(Noted(step=0, text=f"this run is not recorded: {error}", level="warning"))
 
     def _serve(self, trainer: Trainer) -> RunEnded:
         """Publish events and pass requests on until the trainer has exited."""
@@ -193,10 +226,24 @@ class Keeper:
         elif self._ending.stop_requested:
             attached = 0 if self._viewers is None else self._viewers.attached
             self._ending.enforce_stop(trainer, attached=attached, started=self.history.started is not None)
-        elif self.launch.attended:
-            self._stop_without_viewers()
+        elif self.launch.attended and self.history.state.state == "waiting":
+            self._end_without_viewers()
         if self._viewers is not None:
+            self._keep_socket(self._viewers)
             self._viewers.maintain()
+        if self._record is not None:
+            self._record.maintain()
+
+    def _keep_socket(self, viewers: Viewers) -> None:
+        """Create the socket's file again if it is gone. At a logout, for example, the runtime folder is deleted."""
+        now_s = time.monotonic()
+        if self.launch.socket is None or now_s < self._socket_checked_s + SOCKET_CHECKED_EVERY_S:
+            return
+        self._socket_checked_s = now_s
+        if _file_at(self.launch.socket) != self._socket_file:
+            with contextlib.suppress(ChannelError):  # tried again later: its folder may come back at the next login
+                viewers.listen_on(listen(Path(self.launch.socket)))
+                self._socket_file = _file_at(self.launch.socket)
 
     def _publish_new_events(self, trainer: Trainer) -> None:
         for event in self._stream.new_events(trainer):
@@ -279,15 +326,13 @@ class Keeper:
         times = [b - a for a, b in pairwise(self._step_times_s)]
         return sorted(times)[1] if len(times) == 3 else 0.0
 
-    def _stop_without_viewers(self) -> None:
-        """Stop a run if its last viewer has left or if no viewer has connected in time."""
+    def _end_without_viewers(self) -> None:
+        """End a run that waits at its end for nobody: all viewers have left, or none has connected in time."""
         viewers = self._viewers
         if viewers is None or viewers.attached:
             return
-        if viewers.seen:
-            self.stop("the last viewer left")
-        elif time.monotonic() - self._started_s > FIRST_VIEWER_WITHIN_S:
-            self.stop("no viewer connected")
+        if viewers.seen or time.monotonic() - self._started_s > FIRST_VIEWER_WITHIN_S:
+            self.stop(NO_VIEWER_AT_END)
 
     def _end(self, trainer: Trainer) -> None:
         self._publish_new_events(trainer)
@@ -314,6 +359,8 @@ class Keeper:
     def _send(self, event: AnyEvent) -> None:
         self._requests.note_reply(event)
         self.history.apply(event)
+        if self._record is not None:
+            self._record.add(event)  # an intervention is written before viewers learn of it
         if self._viewers is not None:
             self._viewers.publish(event)
         if isinstance(event, RunEnded):
@@ -340,10 +387,13 @@ class Keeper:
             self._wait(TICK_S)
 
     def _close(self) -> None:
+        if self._record is not None:
+            self._record.close()
         if self._viewers is not None:
             self._viewers.close()
             assert self.launch.socket is not None
-            Path(self.launch.socket).unlink(missing_ok=True)
+            if _file_at(self.launch.socket) == self._socket_file:
+                Path(self.launch.socket).unlink(missing_ok=True)
         if self._trainer is not None:
             if self._trainer.process is not None:
                 self._trainer.signal(signal.SIGKILL)
@@ -353,3 +403,12 @@ class Keeper:
         if self._stream.ring is not None:
             self._stream.ring.close()
         self._selector.close()
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file; None if there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

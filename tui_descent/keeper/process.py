@@ -23,6 +23,7 @@ from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import RunEnded
 from tui_descent.protocol.launch import LOG_FILE, PARENT_OPTION, Launch
 from tui_descent.protocol.run_lock import hold_lock, keep_folder, release_lock
+from tui_descent.telemetry.record import has_steps
 
 
 def main(argv: list[str]) -> int:
@@ -52,16 +53,19 @@ def main(argv: list[str]) -> int:
     except (ChannelError, OSError) as error:
         print(f"keeper: {error}", file=sys.stderr)
         return 1
-    if not keeps_log(launch, ended) and (is_child or ended.status in ("finished", "stopped")):
-        clear(folder)
-    else:
+    if is_kept(launch, ended) or not (is_child or ended.status in ("finished", "stopped")):
         keep_folder(folder)
+    else:
+        clear(folder)
     return 0
 
 
-def keeps_log(launch: Launch, ended: RunEnded) -> bool:
-    """Whether the run's folder stays: after a failure, and if a user's script has printed anything."""
-    return ended.log_path is not None or (launch.command is not None and _printed(launch.path))
+def is_kept(launch: Launch, ended: RunEnded) -> bool:
+    """Whether the run's folder stays: with the record of a step, after a failure, and if a user's script has printed
+    anything.
+    """
+    printed = ended.log_path is not None or (launch.command is not None and _printed(launch.path))
+    return printed or has_steps(launch.path)
 
 
 def _printed(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_FROM_VIEWER, VERSION, FrameError, decode, from_viewer
-from tui_descent.protocol.commands import ClientRequest, Hello, Request
+from tui_descent.protocol.commands import HARMLESS, ClientRequest, Hello, Request
 from tui_descent.protocol.events import AnyEvent, Heartbeat, HistorySent, Refused, Welcome
 
 MAX_WAITING = 4 * 1024 * 1024
@@ -31,14 +31,15 @@ class Viewer:
         self.number = number
         self.since_s = time.monotonic()
         self.welcomed = False
+        self.read_only = False
         self.overflowed = False
 
 
 class Viewers:
     """All clients of one run; they share one selector.
 
-    A new client is sent what `history` returns. `on_request` is called with each request, `on_leave` with the number of
-    a client that has left.
+    A new client is sent what `history` returns. `on_request` is called with each request, `on_refused` with a request
+    that a read-only client may not make, `on_leave` with the number of a client that has left.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Viewers:
         run: str,
         history: Callable[[], HistorySent],
         on_request: Callable[[ClientRequest], None],
+        on_refused: Callable[[ClientRequest], None] = lambda request: None,
         on_leave: Callable[[int], None] = lambda number: None,
     ) -> None:
         self.seen = 0  # how many clients have ever sent Hello
@@ -57,7 +59,7 @@ class Viewers:
         self._selector = selector
         self._run = run
         self._history = history
-        self._on_request = on_request
+        self._on_request, self._on_refused = on_request, on_refused
         self._on_leave = on_leave
         self._all: dict[int, Viewer] = {}
         self._accept_again_s: float | None = None
@@ -140,21 +142,18 @@ class Viewers:
             if not viewer.welcomed and self.attached >= MAX_VIEWERS:
                 raise FrameError(f"full: {MAX_VIEWERS} viewers are attached already; close one of them first")
             if not viewer.welcomed:
-                viewer.welcomed = True
+                viewer.welcomed, viewer.read_only = True, message.read_only
                 self.seen += 1
                 viewer.peer.send(Welcome(version=VERSION, client=viewer.number, run=self._run, heartbeat=True))
                 viewer.peer.send(self._history())
         elif not viewer.welcomed:
             raise FrameError("a request was sent before Hello")
         else:
-            self._on_request(
-                ClientRequest(
-                    client=viewer.number,
-                    request=message.request,
-                    source=message.source,
-                    command=message.command,
-                )
+            request = ClientRequest(
+                client=viewer.number, request=message.request, source=message.source, command=message.command
             )
+            is_refused = viewer.read_only and not isinstance(message.command, HARMLESS)
+            (self._on_refused if is_refused else self._on_request)(request)
 
     def _refuse(self, viewer: Viewer, reason: str) -> None:
         viewer.peer.send(Refused(reason=reason[:500]))
@@ -166,11 +165,20 @@ class Viewers:
             viewer.peer.close()
             self._on_leave(viewer.number)
 
+    def listen_on(self, listener: socket.socket) -> None:
+        """Accept connections at another socket from now on."""
+        self._close_listener()
+        self._listener, self._accept_again_s = listener, None
+        self._selector.register(listener, selectors.EVENT_READ, self.accept)
+
     def close(self) -> None:
         """Close all connections and the listener."""
         for viewer in list(self._all.values()):
             viewer.peer.flush()
             self._drop(viewer)
+        self._close_listener()
+
+    def _close_listener(self) -> None:
         if self._accept_again_s is None:
             self._selector.unregister(self._listener)
         self._listener.close()

@@ -140,11 +140,16 @@ AnyCommand = (
 )
 
 
+# The commands of a read-only viewer: they only ask for readings.
+HARMLESS = (WatchCurvature, WatchTask, WatchLens, MeasureBackwardPass)
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="hello"):
-    """A viewer's first frame."""
+    """A viewer's first frame. With `read_only`, its requests are rejected, except those in `HARMLESS`."""
 
     version: int
     name: str = "viewer"
+    read_only: bool = False
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="request"):

@@ -37,14 +37,15 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one run. It runs the user's `command` if given, otherwise it trains the scenario.
 
-    If `attended`, a person watches: the run waits at its end, is held on a failure, and stops when the last viewer
-    leaves. `pace` is in steps per second, None for full speed. At the steps `watch_at`, readings are always measured.
-    With `curvature`, the curvature is measured from the start on; `curvature_at` are steps at which it is always
-    measured. `range_test_at` are the steps before which a range test runs. `undo_budget` is the memory for all
-    snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's free memory. With
-    `force`, the run starts even if it does not seem to fit into memory. With `demo`, the entries of the scenario's plan
-    that are only for a demonstration are played too. `terminal_size` is the number of columns and rows of the terminal
-    on which the `command` runs. `race` are the optimizers of a race, as `scenario/race.py` takes them.
+    If `attended`, a person has started it with a dashboard: the run is held on a failure, and waits at its end for as
+    long as a viewer is attached. `pace` is in steps per second, None for full speed. At the steps `watch_at`, readings
+    are always measured. With `curvature`, the curvature is measured from the start on; `curvature_at` are steps at
+    which it is always measured. `range_test_at` are the steps before which a range test runs. `undo_budget` is the
+    memory for all snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's
+    free memory. With `force`, the run starts even if it does not seem to fit into memory. With `demo`, the entries of
+    the scenario's plan that are only for a demonstration are played too. `terminal_size` is the number of columns and
+    rows of the terminal on which the `command` runs. `race` are the optimizers of a race, as `scenario/race.py` takes
+    them.
     """
 
     run: str

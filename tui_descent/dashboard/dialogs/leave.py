@@ -1,4 +1,4 @@
-"""The dialog for quitting while the run is live."""
+"""The dialog for leaving while the run is live: leave it running, stop it, or stay."""
 
 from __future__ import annotations
 
@@ -14,52 +14,70 @@ from textual.widgets.option_list import Option
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.dialogs.fields import ClickList
+from tui_descent.dashboard.left import Then
 
-Then = Literal["quit", "restart", "gallery", "race"]
+Answer = Literal["detach", "stop", "cancel"]
 
-STOP = "finish this step, end the run and quit; nothing is saved"
+DETACH = "the run goes on; come back with: tui-descent attach"
+DETACH_TO_GALLERY = "choose another preset; this run goes on"
+STOP = "end the run after this step and quit; its record is kept"
 STOP_SCRIPT = "end the loop after this step; your script may then still save"
-RESTART = "end this run and start the same one again from step 0; nothing is saved"
-GALLERY = "end this run and choose another preset; nothing is saved"
-RACE = "end this run and race several optimizers from its start, on the same batches; nothing is saved"
+RESTART = "end this run and start the same one again from step 0"
+GALLERY = "end this run and choose another preset"
+RACE = "end this run and race several optimizers from its start, on the same batches"
 TITLES = {
-    "quit": "Quit this run?",
+    "quit": "Leave this run?",
     "restart": "Restart this run?",
     "gallery": "Back to the gallery?",
     "race": "Race optimizers?",
 }
-STAY = "keep the run and this screen open"
+CANCEL = "keep this screen open"
 
 
-class LeaveDialog(Dialog[bool]):
-    """Answers with True if the run should stop. `script` says that the run is a user's script, `then` what follows."""
+class LeaveDialog(Dialog[Answer]):
+    """`script` says that the run is a user's script, `then` what follows. The first row is the default."""
 
     hints = "↑ ↓ choose · enter answers · escape stays"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("s", "stop", show=False), Binding("c,q", "cancel", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("d", "answer('detach')", show=False),
+        Binding("s", "answer('stop')", show=False),
+        Binding("c,q", "cancel", show=False),
+    ]
 
     def __init__(self, *, script: bool = False, then: Then = "quit") -> None:
         super().__init__()
-        self._is_script, self._then = script, then
+        stop = STOP_SCRIPT if script else STOP
+        does = {"quit": stop, "restart": RESTART, "gallery": GALLERY, "race": RACE}[then]
+        self._title = TITLES[then]
+        self._rows: dict[Answer, tuple[str, str, str]] = {
+            "stop": ("s", then if then in ("restart", "race") else "stop", does),
+            "cancel": ("c", "cancel", CANCEL),
+        }
+        if then == "quit":
+            self._rows = {"detach": ("d", "detach", DETACH), **self._rows}
+        elif then == "gallery":
+            rows = self._rows
+            self._rows = {"stop": rows["stop"], "detach": ("d", "detach", DETACH_TO_GALLERY), "cancel": rows["cancel"]}
 
     def compose(self) -> ComposeResult:
-        """The two choices and what they do."""
-        stop = STOP_SCRIPT if self._is_script else STOP
-        does = {"quit": stop, "restart": RESTART, "gallery": GALLERY, "race": RACE}[self._then]
-        word = "stop" if self._then == "quit" else self._then
+        """The choices and what they do."""
         with Vertical(classes="dialog choice") as box:
-            box.border_title = TITLES[self._then]
-            yield ClickList(Option(_row("s", word, does), id="stop"), Option(_row("c", "stay", STAY), id="stay"))
+            box.border_title = self._title
+            yield ClickList(*(Option(_row(*row), id=answer) for answer, row in self._rows.items()))
 
     def on_mount(self) -> None:
-        """Highlight the safe choice, unless a restart was asked for, which loses little."""
-        self.query_one(OptionList).highlighted = 1 if self._then == "quit" else 0
+        """Highlight the default."""
+        self.query_one(OptionList).highlighted = 0
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Answer with the chosen row."""
-        self.dismiss(event.option.id == "stop")
+        self.action_answer(event.option.id or "cancel")
 
-    def action_stop(self) -> None:
-        self.dismiss(True)
+    def action_answer(self, answer: str) -> None:
+        """Answer, if there is such a row."""
+        found = next((known for known in self._rows if known == answer), None)
+        if found is not None:
+            self.dismiss(None if found == "cancel" else found)
 
 
 def _row(key: str, word: str, does: str) -> Table:

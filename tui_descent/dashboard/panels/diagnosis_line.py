@@ -31,6 +31,8 @@ def diagnosis_line(view: View) -> Words:
     if history.ended is not None:
         return _ended(history.ended)
     if not view.connected:
+        if view.reconnecting:
+            return "reconnecting…", colours.ORANGE, "the connection to the run's keeper was lost", colours.TEXT
         if not view.trouble:
             return "connecting", colours.DIM, "to the run's keeper", colours.DIM
         return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT

@@ -53,6 +53,8 @@ def state_of(view: View) -> tuple[str, Style]:
     if history.ended is not None:
         return history.ended.status, colours.end_style(history.ended)
     if not view.connected:
+        if view.reconnecting:
+            return "reconnecting", colours.ORANGE
         if history.started is None and not view.trouble:
             return "connecting", colours.DIM
         return "disconnected", colours.state_style("lost")

@@ -21,8 +21,8 @@ from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.dialogs.activation import ActivationDialog
 from tui_descent.dashboard.dialogs.end_card import EndCardDialog
 from tui_descent.dashboard.dialogs.layer import LayerDialog
-from tui_descent.dashboard.dialogs.leave import Then
 from tui_descent.dashboard.dialogs.predict import PredictDialog
+from tui_descent.dashboard.left import Then
 from tui_descent.dashboard.panels.caption import CaptionPanel
 from tui_descent.dashboard.panels.chain_rule import ChainRulePanel, can_measure
 from tui_descent.dashboard.panels.curvature import CurvaturePanel
@@ -125,6 +125,7 @@ class RunScreen(Screen[None]):
         self._curvature_requested = False
         self._task_requested = WatchTask(on=False)
         self._lens_requested = WatchLens(on=False)
+        self._lost_connections = 0
         self._end_shown_at: int | None = None  # the step of the end for which the card was opened
         self.add_class("view-overview")
 
@@ -174,6 +175,11 @@ class RunScreen(Screen[None]):
 
     def draw(self) -> None:
         """Draw one frame if anything has changed since the last one."""
+        bridge = self.bridge
+        if bridge.lost_connections != self._lost_connections:  # a new keeper knows of no open view
+            self._lost_connections = bridge.lost_connections
+            self._curvature_requested, self._script_size = False, None
+            self._task_requested, self._lens_requested = WatchTask(on=False), WatchLens(on=False)
         self._request_curvature()
         self._request_task()
         self._request_lens()
@@ -182,7 +188,6 @@ class RunScreen(Screen[None]):
         self.follow_layers()
         self._follow_race()
         self._show_end()
-        bridge = self.bridge
         if bridge.keeper_silent_s != self.view.keeper_silent_s:
             self.view = replace(self.view, keeper_silent_s=bridge.keeper_silent_s)
         if self._output is not None and self.has_class("view-output") and monotonic() >= self._output_due_s:
@@ -199,6 +204,7 @@ class RunScreen(Screen[None]):
             exchange=bridge.exchange,
             connected=bridge.connected,
             trouble=bridge.trouble,
+            reconnecting=bridge.reconnecting,
         )
         up_to_date = [panel.show(self.view) for panel in self._panels]
         self._drawn = (self.bridge.revision, self.view) if all(up_to_date) else None

@@ -149,6 +149,8 @@ class Race:
             self._picture()
             if link.keep_connected() and not link.launch.attended:
                 mode.stop_reason = mode.stop_reason or COMMAND_KILLED
+            if mode.stop_reason is not None and not self._racing:
+                raise StopRun("finished", "")
             if mode.stop_reason is not None or link.lost:
                 raise StopRun("stopped", mode.stop_reason or "the keeper has exited")
             if not self._racing:

@@ -372,6 +372,8 @@ class Control:
                 return
             link.wait(wait_s)
         if mode.stop_reason is not None:
+            if paused_as[0] == "waiting" and not progress.rewound:  # it has made all its steps
+                self._stop("finished", "")
             self._stop("stopped", mode.stop_reason)
 
     def _keep_connected(self, link: KeeperLink) -> bool:

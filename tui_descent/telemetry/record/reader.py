@@ -1,0 +1,342 @@
+"""Reads a run's record, also while the keeper writes it.
+
+Every query is short, so that the writer's log does not grow because of a reader. Damaged rows are left out and counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+import math
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tui_descent.protocol import codec
+from tui_descent.protocol.events import AnyEvent, HistorySent, KnobTurned, Rewound, StepsCompleted
+from tui_descent.telemetry.history import History
+from tui_descent.telemetry.record import event_rows, step_rows
+from tui_descent.telemetry.record.schema import RECORD_FILE, RecordError, connect_to_read
+from tui_descent.telemetry.record.step_rows import checksum
+
+TABLES = ("steps", "events")
+ROWS = 512  # how many sequence numbers one query covers
+
+
+def has_steps(folder: Path) -> bool:
+    """Whether the run in this folder has a record with at least one step, or a damaged record."""
+    path = folder / RECORD_FILE
+    try:
+        if not path.stat().st_size:
+            return False
+        with contextlib.closing(connect_to_read(path)) as connection:
+            found = connection.execute("SELECT value FROM about WHERE key = 'step'").fetchone()
+            return bool(found and found[0])
+    except OSError:
+        return False
+    except (RecordError, sqlite3.DatabaseError):
+        return True
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known about a recorded run.
+
+    `status` is that of `RunEnded`, or "running" if the run has not ended or was killed. `state` is its last state.
+    `started` and `updated` are times since 1970, `seconds` is how long the run was recorded, `size` the file's bytes.
+    `scenario` is None for a user loop. `loss` is NaN if there is none. `values` is the whole table `about`.
+    """
+
+    run: str
+    name: str
+    title: str
+    status: str
+    state: str
+    reason: str
+    segment: int
+    step: int
+    planned_steps: int | None
+    loss: float
+    accuracy: float | None
+    started: float
+    updated: float
+    seconds: float
+    device: str
+    parameters: int
+    scenario: dict[str, Any] | None
+    size: int
+    values: dict[str, Any]
+
+
+class Place(NamedTuple):
+    """A place in the record: after `after` steps of the row of steps `row`, and after the events up to number `seq`."""
+
+    seq: int
+    row: int
+    after: int
+
+
+class Record:
+    """A record that is open for reading. `damaged` counts the rows that were left out so far."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self.path = path
+        self.damaged = 0
+        self._connection = connection
+        self._lost: set[tuple[str, int]] = set()
+
+    @classmethod
+    def open(cls, folder: Path) -> Record:
+        """Open the record in a run's folder.
+
+        Raises `RecordError` if there is none, if another version has written it, or if nothing of it can be read.
+        """
+        path = folder / RECORD_FILE
+        record = cls(connect_to_read(path), path)
+        try:
+            record._last_seq()
+        except sqlite3.DatabaseError as error:
+            record.close()
+            raise RecordError(f"{path}: damaged, nothing can be read: {error}") from None
+        return record
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def damage(self) -> str:
+        """What could not be read so far, as a sentence; "" if nothing is missing."""
+        rows = "row" if self.damaged == 1 else "rows"
+        return f"the record is damaged: {self.damaged:,} {rows} cannot be read" if self.damaged else ""
+
+    @property
+    def about(self) -> RunInfo:
+        """What is known about the run. Raises `RecordError` if that cannot be read."""
+        try:
+            known = dict(self._connection.execute("SELECT key, value FROM about").fetchall())
+            scenario = None if known.get("scenario") is None else json.loads(known["scenario"])
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            raise RecordError(f"{self.path}: damaged: {error}") from None
+        size = 0
+        for end in ("", "-wal"):
+            with contextlib.suppress(OSError):
+                size += Path(f"{self.path}{end}").stat().st_size
+        return RunInfo(
+            run=str(known.get("run", self.path.parent.name)),
+            name=str(known.get("name", "")),
+            title=str(known.get("title", "")),
+            status=str(known.get("status", "running")),
+            state=str(known.get("state", "")),
+            reason=str(known.get("reason") or ""),
+            segment=int(known.get("segment") or 0),
+            step=int(known.get("step") or 0),
+            planned_steps=known.get("planned_steps"),
+            loss=math.nan if known.get("loss") is None else float(known["loss"]),
+            accuracy=known.get("accuracy"),
+            started=float(known.get("started") or 0.0),
+            updated=float(known.get("updated") or 0.0),
+            seconds=float(known.get("seconds") or 0.0),
+            device=str(known.get("device", "")),
+            parameters=int(known.get("parameters") or 0),
+            scenario=scenario,
+            size=size,
+            values=known,
+        )
+
+    def position(self) -> tuple[int, int]:
+        """The segment, and how many steps of it are made."""
+        about = self.about
+        return about.segment, about.step
+
+    def events(self) -> Iterator[AnyEvent]:
+        """All recorded events in their order, with the steps among them."""
+        return self._events(Place(0, 0, 0))
+
+    def history(self) -> History:
+        """The history at the end of the record."""
+        return self._history(None)
+
+    def history_at(self, segment: int, step: int) -> History:
+        """The history just before update `step` of a segment; at the segment's end if there is no such update."""
+        return self._history(self._place(segment, step))
+
+    def interventions(self) -> list[KnobTurned]:
+        """The interventions that led to the present state, in the order of their steps: without those undone."""
+        lineages: dict[int, list[KnobTurned]] = {}  # by segment
+        segment = 0
+        for event in self._of_kinds("intervention", "rewound"):
+            segment = event.segment
+            if isinstance(event, KnobTurned):
+                lineages.setdefault(segment, []).append(event)
+            else:
+                before = lineages.get(event.to_segment, [])
+                lineages[segment] = [
+                    made
+                    for made in before
+                    if made.step < event.to_step or (made.step == event.to_step and made.id in event.in_force)
+                ]
+        return lineages.get(segment, [])
+
+    def _last_seq(self) -> int:
+        found = [self._connection.execute(f"SELECT max(seq) FROM {table}").fetchone()[0] for table in TABLES]
+        return max(int(number or 0) for number in found)
+
+    def _of_kinds(self, *kinds: str) -> Iterator[KnobTurned | Rewound]:
+        marks = ", ".join("?" * len(kinds))
+        sql = f"SELECT {event_rows.PACKED} FROM events WHERE kind IN ({marks}) ORDER BY seq"
+        try:
+            rows = self._connection.execute(sql, kinds).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise RecordError(f"{self.path}: damaged: {error}") from None
+        for row in rows:
+            event = self._unpacked("events", row)
+            if isinstance(event, KnobTurned | Rewound):
+                yield event
+
+    def _history(self, end: Place | None) -> History:
+        """The history at a place; at the end of the record if that is None."""
+        history, start = History(), Place(0, 0, 0)
+        if (found := self._checkpoint(end)) is not None:
+            history, start = found
+        for event in self._events(start, end):
+            history.apply(event)
+        return history
+
+    def _checkpoint(self, end: Place | None) -> tuple[History, Place] | None:
+        """The newest usable checkpoint that is not after `end`."""
+        try:
+            places = self._connection.execute(
+                "SELECT id, seq, after, (SELECT max(seq) FROM steps WHERE steps.seq <= checkpoints.seq) "
+                "FROM checkpoints ORDER BY id DESC"
+            ).fetchall()
+        except sqlite3.DatabaseError:
+            return None
+        for number, seq, after, row in places:
+            place = Place(seq, row or 0, after)
+            if end is not None and (place.row, place.after) > (end.row, end.after):
+                continue
+            if end is not None and place.seq > end.seq:
+                continue
+            with contextlib.suppress(sqlite3.DatabaseError, zlib.error, codec.FrameError, TypeError):
+                body, crc = self._connection.execute(
+                    "SELECT body, crc FROM checkpoints WHERE id = ?", (number,)
+                ).fetchone()
+                if checksum(seq, after, body) == crc:
+                    sent = codec.decode(codec.to_viewer, zlib.decompress(body))
+                    if isinstance(sent, HistorySent):
+                        return History.receive(sent), place
+        return None
+
+    def _place(self, segment: int, step: int) -> Place | None:
+        """The place just before update `step` of a segment; None for the end of the record."""
+        last = self._last_seq()
+        try:
+            found = self._connection.execute(
+                "SELECT seq, first FROM steps WHERE segment = ? AND first + count > ? ORDER BY seq LIMIT 1",
+                (segment, step),
+            ).fetchone()
+            if found is not None:
+                return Place(last, found[0], max(0, step - found[1]))
+            # The end of a segment that was left by an undo.
+            left = self._connection.execute(
+                "SELECT min(seq) FROM events WHERE kind = 'rewound' AND seq > "
+                "ifnull((SELECT max(seq) FROM steps WHERE segment = ?), 0)",
+                (segment,),
+            ).fetchone()[0]
+            if left is None:
+                return None
+            row = self._connection.execute("SELECT max(seq) FROM steps WHERE seq < ?", (left,)).fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise RecordError(f"{self.path}: damaged: {error}") from None
+        return Place(left - 1, row or 0, step_rows.MOST_STEPS)
+
+    def _events(self, start: Place, end: Place | None = None) -> Iterator[AnyEvent]:
+        """The events between two places, with the steps among them."""
+        steps: StepsCompleted | None = None  # the newest row
+        row, made = start.row, start.after  # its number, and how many of its steps have been passed on
+
+        for seq, packed, is_steps in self._rows(start):
+            if end is not None and (seq > end.seq or (is_steps and seq > end.row)):
+                break
+            limit = end.after if end is not None and row == end.row else None
+            if is_steps:
+                yield from _part(steps, made, None)
+                unpacked = self._unpacked("steps", packed)
+                steps = unpacked if isinstance(unpacked, StepsCompleted) else None
+                row, made = seq, start.after if seq == start.row else 0
+                continue
+            if seq <= start.seq:
+                continue
+            after = packed[1]
+            if limit is not None and after > limit:
+                break
+            yield from _part(steps, made, after)
+            made = max(made, after)
+            if (event := self._unpacked("events", packed)) is not None:
+                yield event
+        limit = end.after if end is not None and row == end.row else None
+        yield from _part(steps, made, limit)
+
+    def _rows(self, start: Place) -> Iterator[tuple[int, tuple[Any, ...], bool]]:
+        """The rows of both tables in their order, each with its number and whether it holds steps."""
+        last, first = self._last_seq(), start.row or 1
+        while first <= last:
+            until = first + ROWS
+            steps = [(row[0], row, True) for row in self._read("steps", first, until)]
+            events = [(row[0], row, False) for row in self._read("events", first, until)]
+            yield from heapq.merge(steps, events, key=lambda found: found[0])
+            first = until
+
+    def _read(self, table: str, first: int, until: int) -> list[tuple[Any, ...]]:
+        """The rows with numbers from `first` to before `until`. Those on damaged pages are left out."""
+        columns = step_rows.PACKED if table == "steps" else event_rows.PACKED
+        try:
+            return self._connection.execute(
+                f"SELECT {columns} FROM {table} WHERE seq >= ? AND seq < ? ORDER BY seq", (first, until)
+            ).fetchall()
+        except sqlite3.DatabaseError:
+            if until - first > 1:
+                middle = (first + until) // 2
+                return self._read(table, first, middle) + self._read(table, middle, until)
+            self._lose(table, first)
+            return []
+
+    def _unpacked(self, table: str, row: tuple[Any, ...]) -> AnyEvent | None:
+        try:
+            return step_rows.unpack(row) if table == "steps" else event_rows.unpack(row)
+        except ValueError:
+            self._lose(table, row[0])
+            return None
+
+    def _lose(self, table: str, seq: int) -> None:
+        if (table, seq) not in self._lost:
+            self._lost.add((table, seq))
+            self.damaged = len(self._lost)
+
+
+def _part(steps: StepsCompleted | None, start: int, end: int | None) -> Iterator[StepsCompleted]:
+    """The steps of a row from number `start` to before number `end`, if there are any."""
+    if steps is None:
+        return
+    losses = steps.losses[start:end]
+    if not losses:
+        return
+    first = steps.first + start
+    yield StepsCompleted(
+        segment=steps.segment,
+        first=first,
+        losses=losses,
+        lrs=steps.lrs[start:end],
+        times_s=steps.times_s[start:end],
+        skipped=tuple(step for step in steps.skipped if first <= step < first + len(losses)),
+    )
