@@ -23,7 +23,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tui_descent import __version__, output
+from tui_descent import __version__, output, run_commands
 
 if TYPE_CHECKING:
     import subprocess
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 USAGE = 2
 WITHIN_S = 20.0  # how long to wait for a keeper to end its run
-COMMANDS = ("run", "race", "exec", "presets", "check")
+COMMANDS = ("run", "race", "exec", "presets", "check", "runs", "export")
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
   tui-descent                    pick a preset
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("file", metavar="FILE.toml")
     check.set_defaults(command=_check)
+    run_commands.add_commands(commands)
     return parser
 
 

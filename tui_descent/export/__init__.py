@@ -1,0 +1,1 @@
+"""Recorded runs in other forms: a scenario file, a plain PyTorch script. Nothing here imports torch."""

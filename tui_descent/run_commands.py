@@ -1,0 +1,72 @@
+"""The options of the commands on recorded runs. `run_actions.py` carries them out; it is imported when it is needed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+FORMATS = ("csv", "jsonl", "tensorboard")
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to the parser."""
+    _add_runs(commands)
+    export = commands.add_parser(
+        "export",
+        help="write a recorded run in another format",
+        description="Write a recorded run in another format. Without --out, csv and jsonl are printed.\n\n"
+        "  tui-descent export vanishing --to csv --out losses.csv\n"
+        "  tui-descent export vanishing --to jsonl | jq 'select(.event == \"reading\")'\n"
+        "  tui-descent export vanishing --to tensorboard --out logs/vanishing",
+    )
+    export.add_argument("name", metavar="RUN", help="the beginning of the run's id or name, as `runs` shows them")
+    export.add_argument("--to", metavar="FORMAT", choices=FORMATS, required=True, help=", ".join(FORMATS))
+    export.add_argument("--out", metavar="PATH", help="the file to write; for tensorboard a folder")
+    export.add_argument("--runs-dir", metavar="DIR", help="the folder of the runs")
+    export.set_defaults(command=_later("export"))
+
+
+def _add_runs(commands: Any) -> None:
+    runs = commands.add_parser(
+        "runs",
+        help="list the runs on this machine, compare two, or remove some",
+        description="List the runs on this machine, compare two, or remove some. RUN is the beginning of a run's id or "
+        "name.\n\n"
+        "  tui-descent runs\n"
+        "  tui-descent runs --json\n"
+        "  tui-descent runs compare vanishing-2026 healthy   the parameters that differ, and the results\n"
+        "  tui-descent runs rm vanishing-2026\n"
+        "  tui-descent runs prune --keep 20                  remove all but the newest 20; live runs always stay",
+    )
+    runs.add_argument("--json", action="store_true", help="print one JSON object per line on stdout")
+    runs.add_argument("--runs-dir", metavar="DIR", help="the folder of the runs")
+    runs.set_defaults(command=_later("print_runs"))
+    actions = runs.add_subparsers(metavar="ACTION", title="actions")
+    remove = actions.add_parser("rm", help="remove runs", description="Remove runs with all that was recorded.")
+    remove.add_argument("names", metavar="RUN", nargs="+")
+    remove.set_defaults(command=_later("remove"))
+    prune = actions.add_parser(
+        "prune", help="remove all but the newest runs", description="Remove all but the newest runs."
+    )
+    prune.add_argument("--keep", metavar="N", required=True, help="how many ended runs to keep; live runs always stay")
+    prune.set_defaults(command=_later("prune"))
+    compare = actions.add_parser(
+        "compare", help="show what differs between two runs", description="Show what differs between two runs."
+    )
+    compare.add_argument("names", metavar="RUN", nargs=2)
+    compare.set_defaults(command=_later("compare"))
+    for action in (remove, prune, compare):
+        action.add_argument("--runs-dir", metavar="DIR", default=argparse.SUPPRESS, help="the folder of the runs")
+
+
+def _later(action: str) -> Callable[[argparse.Namespace], int]:
+    """The function with this name in `run_actions.py`."""
+
+    def command(args: argparse.Namespace) -> int:
+        from tui_descent import run_actions
+
+        carry_out: Callable[[argparse.Namespace], int] = getattr(run_actions, action)
+        return carry_out(args)
+
+    return command
