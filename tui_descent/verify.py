@@ -13,7 +13,7 @@ from tui_descent import headless, output, paths
 from tui_descent.protocol.launch import Launch
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.claims import Found, Sample, Verdict, judge, samples
-from tui_descent.scenario.metrics import NEEDS_CURVATURE, NEEDS_READING, Transcript
+from tui_descent.scenario.metrics import NEEDS_CURVATURE, NEEDS_READING, Transcript, curvature_steps
 from tui_descent.scenario.spec import Claim, Scenario
 from tui_descent.scenario.toml import to_table, variant
 
@@ -96,7 +96,12 @@ def run(name: str, scenario: Scenario, wanted: Sequence[Sample]) -> Transcript:
         plan=tuple((at, knobs.text_of(command)) for at, command in map(knobs.parse_at, first.given)),
         watch_budget=0.0,
         watch_at=tuple(s.at for s in wanted if s.at is not None and s.metric in NEEDS_READING),
-        curvature_at=tuple(steps if s.at is None else s.at for s in wanted if s.metric in NEEDS_CURVATURE),
+        curvature_at=tuple(
+            step
+            for s in wanted
+            if s.metric in NEEDS_CURVATURE
+            for step in curvature_steps(s.metric, steps if s.at is None else s.at)
+        ),
     )
     launch.write()
     code = headless.run(launch, listen=transcript.add, start=TrainerThread.start)

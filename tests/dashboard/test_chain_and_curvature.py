@@ -176,6 +176,10 @@ def test_curvature_numbers_show_their_method_and_error() -> None:
     assert "stable" not in nan
     whole = text(CurvaturePanel(), view(curved(20, 3.0, 1.0, None, how="full Hessian", residual_min=0.0)), 100, 6)
     assert "exact, full Hessian; positive in every direction" in whole
+    tiny = text(CurvaturePanel(), view(curved(20, 8.0, -7e-8, None, how="full Hessian", residual_min=0.0)), 100, 6)
+    assert "exact, full Hessian; zero next to λmax" in tiny
+    saddle = text(CurvaturePanel(), view(curved(20, 8.0, -1e-3, None, how="full Hessian", residual_min=0.0)), 100, 6)
+    assert "exact, full Hessian; the loss curves downwards" in saddle
     assert "not known for this optimizer" in whole
 
 
@@ -187,6 +191,9 @@ def test_the_limit_of_an_adaptive_optimizer_applies_to_the_scaled_hessian() -> N
     found = text(CurvaturePanel(), view(scaled), 100, 6)
     assert "precond. λmax is 0.5× the limit: stable" in found
     assert "28 Hessian-vector products" in found
+    at_edge = msgspec.structs.replace(plain, scaled=eigenvalues(36_765.0, -5.0))
+    assert "precond. λmax is 0.968× the limit: at the edge  " in text(CurvaturePanel(), view(at_edge), 78, 6)
+    assert "0.968× the limit: at the edge of stability" in text(CurvaturePanel(), view(at_edge), 100, 6)
     assert "preconditioned" in SharpnessPanel().heading(view(scaled))[1]
 
 

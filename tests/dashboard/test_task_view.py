@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from driver import compare, open_dashboard
 from factories import started, steps, vanishing
+from rich.cells import cell_len
 from task_pictures import (
     addition_picture,
     classes_picture,
@@ -21,6 +22,7 @@ from task_pictures import (
     taken,
     text_picture,
 )
+from textual.content import Content
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.panels.task import TaskPanel
@@ -252,6 +254,24 @@ def test_regions_without_colours_are_shaded() -> None:
     assert "░" not in text(regions_picture(), 78, 22, "truecolor")
 
 
+@pytest.mark.parametrize(
+    ("names", "width", "shown"),
+    [
+        ((), 60, ("● class 0", "◆ class 1")),
+        (("dark", "light"), 76, ("● dark", "◆ light")),
+        (("a very long name of a class", "b"), 60, ("● a very long…", "◆ b")),
+        (("[red]", "x\x1b[2J"), 76, ("● [red]", r"◆ x\x1b[2J")),
+        (("[/]", "back\\"), 76, ("● [/]", "◆ back\\")),
+        (("漢字漢字漢字漢字漢字", "b"), 60, ("● 漢字漢字漢…", "◆ b")),
+        (("a very long name", "b"), 10, ("● a v…", "◆ b")),
+    ],
+)
+def test_the_legend_of_regions_has_the_labels_of_the_file(names: tuple[str, ...], width: int, shown: object) -> None:
+    found = Content.from_markup(legend(regions_picture(names=names), "truecolor", width)).plain
+    assert tuple(found.split("  ")[:2]) == shown
+    assert cell_len(found) <= max(width - 4, 42)
+
+
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_any_regions_are_drawn_in_any_size(depth: Depth) -> None:
     odd = array("f", [math.nan, math.inf, -math.inf, 3e38, 0.0, -1.0] * 2).tobytes()
@@ -318,6 +338,13 @@ def test_the_table_shows_each_pair_of_a_modular_addition() -> None:
         halves = [(right(2 * row, b), right(2 * row + 1, b)) for b in range(7)]
         assert small[1 + row][5:12] == "".join(" ▄▀█"[2 * upper + lower] for upper, lower in halves)
     assert small[4][5:12] == "".join("▀" if right(6, b) else " " for b in range(7))
+    assert "needs more rows" not in "".join([*large, *small])
+
+
+def test_a_table_that_is_cut_says_so() -> None:
+    cut = text(addition_picture(41), 78, 18, "none").splitlines()
+    assert cut[-1].rstrip().endswith("  a from 34 on: needs more rows")
+    assert "needs more rows" not in text(addition_picture(41), 46, 18, "none")
 
 
 def test_bars_show_the_loss_of_each_size_of_class() -> None:

@@ -6,9 +6,10 @@ from array import array
 
 import pytest
 from task_pictures import taken
+from textual.content import Content
 
 from tui_descent.dashboard.lane_marks import lane_mark
-from tui_descent.dashboard.pictures.draw import Drawings, legend
+from tui_descent.dashboard.pictures.draw import Drawings, legend, title
 from tui_descent.protocol.codec import encode
 from tui_descent.protocol.task_pictures import (
     MAX_FOUND,
@@ -64,6 +65,14 @@ def test_modes_are_drawn_with_their_marks_and_named_in_the_border() -> None:
     assert [n for n in range(3) if lane_mark(n).glyph not in text] == []
     assert "learnt 3 of 3 modes" in text
     assert "s = 4" in legend(modes(300), "truecolor", 78)
+
+
+def test_the_only_mode_of_a_net_with_one_output_is_called_f() -> None:
+    picture = overshooting(0.1, -0.4, 0.3)
+    assert title(picture) == "the net's output f over time"
+    assert "f = 0.3" in Drawings().draw(taken(picture), 78, 18, "truecolor")[0].text
+    assert Content.from_markup(legend(picture, "truecolor", 78)).plain == "● f  ╌ 0.5, to be learnt"
+    assert "f = –" in Drawings().draw(taken(overshooting()), 78, 18, "truecolor")[0].text
 
 
 def test_axis_of_the_modes_shows_where_one_overshoots() -> None:

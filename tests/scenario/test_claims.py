@@ -22,7 +22,7 @@ from tui_descent.protocol.events import (
     StepsCompleted,
 )
 from tui_descent.scenario.claims import Sample, Verdict, claim_sentence, judge, samples
-from tui_descent.scenario.metrics import METRICS, Transcript
+from tui_descent.scenario.metrics import METRICS, Transcript, curvature_steps
 from tui_descent.scenario.spec import Claim, Divisor
 
 STARTED = RunStarted(
@@ -159,6 +159,9 @@ def verdict(claim: Claim, transcript: Transcript) -> Verdict:
         ("stability_limit", 40, 4.0),
         ("edge", 40, 0.75),
         ("edge", 90, 1.25),
+        ("edge_mean", 40, 0.75),
+        ("edge_mean", 90, 1.0),
+        ("edge_mean", 41, None),
         ("position", None, 1.5),
         ("status", None, "finished"),
         ("steps", None, 100.0),
@@ -171,6 +174,17 @@ def test_metrics_are_computed_from_the_events(metric: str, at: int | None, found
         assert math.isclose(value, found, rel_tol=1e-12)
     else:
         assert value == found
+
+
+def test_the_mean_of_the_edge_is_over_a_hundred_updates() -> None:
+    assert [*curvature_steps("edge_mean", 1200)] == [1110, 1120, 1130, 1140, 1150, 1160, 1170, 1180, 1190, 1200]
+    assert [*curvature_steps("edge_mean", 25)] == [5, 15, 25]
+    assert [*curvature_steps("edge", 1200)] == [1200]
+    taken = [curvature(step, sharpness) for step, sharpness in ((100, 90.0), (101, 4.0), (150, 5.0), (200, 6.0))]
+    assert Transcript([*taken, curvature(210, 40.0)]).metric("edge_mean", 200) == 1.25
+    edgeless = msgspec.structs.replace(taken[-1], limit=None)
+    assert Transcript([*taken[:-1], edgeless]).metric("edge_mean", 200) == 1.125
+    assert Transcript([edgeless]).metric("edge_mean", 200) is None
 
 
 def test_every_metric_has_a_value_in_a_complete_run() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from factories import history_of, received, started, steps, turned, vanishing
+from factories import curved, history_of, received, started, steps, turned, vanishing
 
 from tui_descent.dashboard.prediction import Prediction, reveal, what_happened
 from tui_descent.protocol.events import AnyEvent, EndReached, KnobState, RunEnded, StateChanged
@@ -12,6 +12,7 @@ from tui_descent.scenario import presets
 from tui_descent.scenario.claims import Measure, judge
 from tui_descent.scenario.key_words import how_to_press
 from tui_descent.scenario.metrics import Transcript
+from tui_descent.scenario.spec import Claim
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.story import end_card, loss_change, next_hint
 
@@ -87,6 +88,17 @@ def test_a_claim_that_does_not_hold_is_said() -> None:
     scenario = msgspec.structs.replace(SCENARIO, claim=(claim,))
     (result,) = end_card(scenario, history_of(vanishing(600, 10_000)), "vanishing").claims
     assert result.outcome == "not held"
+
+
+def test_the_mean_of_the_edge_is_judged_by_what_was_measured_in_the_last_hundred_updates() -> None:
+    claim = Claim(metric="edge_mean", at=500, equals=1.0, within=0.08)
+    scenario = msgspec.structs.replace(SCENARIO, claim=(claim,))
+    measured = [curved(step, high, -0.1) for step, high in ((390, 9.0), (430, 1.8), (460, 2.4), (490, 2.0), (510, 9.0))]
+    events = [*vanishing(600, 10_000), *measured]
+    (result,) = end_card(scenario, history_of(events), "vanishing").claims
+    assert (result.outcome, result.found) == ("held", "1.033 at step 490")
+    (result,) = end_card(scenario, history_of(vanishing(600, 10_000)), "vanishing").claims
+    assert (result.outcome, result.found) == ("not tested", "press 5 to measure the curvature")
 
 
 def test_an_empty_run_has_a_card() -> None:

@@ -108,7 +108,8 @@ class RegionsPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
     probability of class 1 is (byte - 1) / 254.
 
     `points` are the bytes of an `array('f')` with x and y of each point; `classes` and `right` have a byte for each
-    point: its true class, and 1 if the net predicts that class.
+    point: its true class, and 1 if the net predicts that class. `names` are the labels of the two classes in the
+    user's file, or empty.
     """
 
     low: tuple[float, float]
@@ -119,6 +120,7 @@ class RegionsPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
     points: bytes
     classes: bytes
     right: bytes
+    names: tuple[str, ...] = ()
 
 
 class Confusion(msgspec.Struct, frozen=True):

@@ -38,6 +38,7 @@ METRICS = {
     "negative_fraction": "share of negative Hessian eigenvalues, measured as `sharpness`",
     "stability_limit": "the λmax above which this optimizer's steps grow; 2/η for plain gradient descent",
     "edge": "λmax / stability_limit (Adam, RMSprop: λmax of the preconditioned Hessian); 1 is the edge of stability",
+    "edge_mean": "mean of `edge` over the 100 updates up to `at`, measured at every 10th",
     "position": "the first parameter of a test surface after the last update",
     "status": "how the run ended: finished, diverged, failed, stopped",
     "steps": "number of updates",
@@ -62,6 +63,7 @@ METRIC_WORDS = {
     "negative_fraction": "share of directions with negative curvature",
     "stability_limit": "limit of the curvature",
     "edge": "largest curvature ÷ its limit",
+    "edge_mean": "mean of largest curvature ÷ its limit",
     "position": "w",
     "status": "end of the run",
     "steps": "steps",
@@ -70,9 +72,34 @@ FROM_LEDGER = frozenset({"chain_product", "chain_error"})
 NEEDS_READING = FROM_LEDGER.union(
     {"first_to_last_grad", "global_grad_norm", "grad_norm_preclip", "update_ratio", "dead_layer"}
 )
-NEEDS_CURVATURE = frozenset({"sharpness", "lambda_min", "negative_fraction", "stability_limit", "edge"})
+NEEDS_CURVATURE = frozenset({"sharpness", "lambda_min", "negative_fraction", "stability_limit", "edge", "edge_mean"})
 NEEDS_TARGET = frozenset({"steps_to"})
 WORDS = frozenset({"status"})  # their values are words, not numbers
+# `edge_mean`: over this many updates, measured at every so many of them.
+MEAN_OVER, MEAN_EVERY = 100, 10
+
+
+def curvature_steps(metric: str, at: int) -> range:
+    """The steps at which the curvature has to be measured for one of the metrics `NEEDS_CURVATURE` at step `at`."""
+    first = at - MEAN_OVER + MEAN_EVERY if metric == "edge_mean" else at
+    return range(max(first, at % MEAN_EVERY), at + 1, MEAN_EVERY)
+
+
+def curvature_value(metric: str, taken: Sequence[CurvatureTaken]) -> float | None:
+    """One of the metrics `NEEDS_CURVATURE` at the last of the measurements `taken`, which are in the order of steps."""
+    if not taken:
+        return None
+    last = taken[-1]
+    if metric == "edge_mean":
+        edges = [one.edge for one in taken if one.step > last.step - MEAN_OVER and one.edge is not None]
+        return math.fsum(edges) / len(edges) if edges else None
+    return {
+        "sharpness": last.sharpness,
+        "lambda_min": last.hessian.lambda_min,
+        "negative_fraction": last.hessian.negative_fraction,
+        "stability_limit": None if last.limit is None else last.limit.lambda_max,
+        "edge": last.edge,
+    }[metric]
 
 
 class Transcript:
@@ -163,16 +190,10 @@ class Transcript:
         return first_to_last_grad(self.layers.get(reading.structure, ()), reading)
 
     def _curvature_metric(self, name: str, at: int | None) -> float | None:
-        taken = self.curvatures.get(at if at is not None else max(self.curvatures, default=-1))
-        if taken is None:
+        end = at if at is not None else max(self.curvatures, default=-1)
+        if end not in self.curvatures:
             return None
-        return {
-            "sharpness": taken.sharpness,
-            "lambda_min": taken.hessian.lambda_min,
-            "negative_fraction": taken.hessian.negative_fraction,
-            "stability_limit": None if taken.limit is None else taken.limit.lambda_max,
-            "edge": taken.edge,
-        }[name]
+        return curvature_value(name, [self.curvatures[step] for step in sorted(self.curvatures) if step <= end])
 
 
 def ledger_value(name: str, ledger: LedgerTaken | None) -> float | None:

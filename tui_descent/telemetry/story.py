@@ -15,7 +15,7 @@ from tui_descent.scenario.claims import claim_sentence, holds
 from tui_descent.scenario.key_words import how_to_press
 from tui_descent.scenario.knob_table import NEUTRAL_KNOBS
 from tui_descent.scenario.knobs import parse, parse_at
-from tui_descent.scenario.metrics import FROM_LEDGER, NEEDS_CURVATURE, NEEDS_READING, ledger_value
+from tui_descent.scenario.metrics import FROM_LEDGER, NEEDS_CURVATURE, NEEDS_READING, curvature_value, ledger_value
 from tui_descent.scenario.presets import names
 from tui_descent.scenario.spec import UNDO, Claim, Scenario
 from tui_descent.telemetry.history import History
@@ -274,14 +274,7 @@ def _curvature(metric: str, step: int | None, history: History) -> tuple[float |
     taken = _nearest(known, step, history)
     if taken is None:
         return None, None
-    values = {
-        "sharpness": taken.sharpness,
-        "lambda_min": taken.hessian.lambda_min,
-        "negative_fraction": taken.hessian.negative_fraction,
-        "stability_limit": None if taken.limit is None else taken.limit.lambda_max,
-        "edge": taken.edge,
-    }
-    return values[metric], taken.step
+    return curvature_value(metric, [one for one in known if one.step <= taken.step]), taken.step
 
 
 def _reading(metric: str, step: int | None, history: History) -> tuple[float | None, int | None]:

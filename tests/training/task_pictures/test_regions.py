@@ -54,6 +54,13 @@ def test_an_undecided_net_is_shown_on_the_side_that_it_prefers() -> None:
     assert bytes_.tolist() == [128, 127, 255, 1]
 
 
+def test_the_picture_has_the_labels_of_the_file() -> None:
+    _, scenario = presets.find("own-points")
+    picture = RegionsPainter(build(scenario, on=torch.device("cpu"))).picture(30, 10)
+    assert picture.names == ("dark", "light")
+    assert RegionsPainter(made()).picture(30, 10).names == ()
+
+
 def test_points_classes_and_hits_are_those_of_the_training_data() -> None:
     setup = made()
     trained(setup)

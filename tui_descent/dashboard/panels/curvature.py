@@ -19,6 +19,7 @@ from tui_descent.protocol.curvature_reading import CurvatureReading
 from tui_descent.protocol.events import CurvatureTaken
 
 NAME, VALUE, ERROR = 9, 9, 10
+ROUNDING = 1e-6  # an eigenvalue this small compared with λmax may be a rounding error
 
 
 class CurvaturePanel(Panel):
@@ -80,6 +81,8 @@ def _limit(taken: CurvatureTaken, width: int) -> Line:
     words, stable = limit_verdict(taken)
     which = "precond. λmax" if taken.limit.preconditioned else "λmax"
     line.add(f"{which} is " if words else "precond. λmax is known after the first step", colours.DIM)
+    if line.width + len(words) > width:
+        words = words.removesuffix(" of stability")
     line.add(words, colours.GREEN if stable else colours.ORANGE)
     formula = f"  = {safe(taken.limit.formula, 40)}"  # left out first: the sharpness panel's border has it too
     return line.add(formula if line.width + len(formula) <= width else "", colours.DIM)
@@ -89,8 +92,10 @@ def _meaning_of_lambda_min(read: CurvatureReading) -> tuple[str, Style]:
     low, error = read.lambda_min, read.error_min
     if not math.isfinite(low):
         return "", colours.DIM
-    if low < -error:
+    if low < -max(error, ROUNDING * abs(read.lambda_max)):
         return "; the loss curves downwards", colours.ORANGE
+    if low < -error:
+        return "; zero next to λmax", colours.DIM
     if low <= error:
         return "; zero within the error", colours.DIM
     return "; positive in every direction", colours.GREEN

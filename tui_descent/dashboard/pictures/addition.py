@@ -22,7 +22,7 @@ LABEL_EVERY = 5  # rows
 
 def draw(picture: AdditionPicture, width: int, height: int, depth: Depth) -> list[Strip]:
     """`height` rows of `width` cells: a downwards, b to the right. A pair takes half a cell, or two whole ones if there
-    is room for all. What does not fit is left out.
+    is room for all. What does not fit is left out, and a note says so if there is room for it.
     """
     p = picture.modulus
     large = width >= GUTTER + 2 * p and height >= p
@@ -36,6 +36,9 @@ def draw(picture: AdditionPicture, width: int, height: int, depth: Depth) -> lis
     for y, segments in enumerate(table.segments()):
         label = str(2 * y // halves) if y % LABEL_EVERY == 0 else ""
         rows.append(Line().add(f"{'a ' * (y == 0)}{label}".rjust(GUTTER - 1) + " ", colours.DIM).extend(segments))
+    note = f"  a from {2 * table.rows // halves} on: needs more rows"
+    if rows and 2 * table.rows < halves * p and rows[-1].width + len(note) <= width:
+        rows[-1].add(note, colours.DIM)
     rows += [Line() for _ in range(height - len(rows))]
     return [line.to_strip(width) for line in rows]
 

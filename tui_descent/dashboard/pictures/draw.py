@@ -69,7 +69,7 @@ def title(picture: TaskPicture) -> str:
         case IndexPicture():
             return "loss against the number of negative curvatures"
         case ModesPicture():
-            return "how much of each mode is learnt"
+            return modes.title(picture)
         case RegionsPicture():
             return "the class that the net predicts"
         case DigitsPicture():
@@ -94,7 +94,7 @@ def legend(picture: TaskPicture, depth: Depth, width: int) -> str:
         case ModesPicture():
             return modes.legend(picture)
         case RegionsPicture():
-            return regions.legend(depth)
+            return regions.legend(picture, depth, width)
         case DigitsPicture():
             return digits.legend()
         case TextPicture():

@@ -59,8 +59,15 @@ def curves_of(picture: ModesPicture) -> tuple[list[int], list[list[float]]]:
     return list(steps), [list(values[mode::count]) for mode in range(count)]
 
 
+def title(picture: ModesPicture) -> str:
+    """What is shown. A net with one input and one output has a single mode, which is its output for the input 1."""
+    return "the net's output f over time" if len(picture.targets) == 1 else "how much of each mode is learnt"
+
+
 def legend(picture: ModesPicture) -> str:
     """What the glyphs mean, for the panel's border, as Textual markup."""
+    if len(picture.targets) == 1:
+        return f"[{lane_mark(0).colour}]{lane_mark(0).glyph}[/] f  ╌ {picture.targets[0]:g}, to be learnt"
     marks = [(lane_mark(n), target) for n, target in enumerate(picture.targets)]
     return "  ".join(f"[{mark.colour}]{mark.glyph}[/] s = {target:g}" for mark, target in marks)
 
@@ -71,8 +78,11 @@ def numbers(taken: TaskTaken, width: int) -> Strip:
     assert isinstance(picture, ModesPicture)
     _, curves = curves_of(picture)
     now = [curve[-1] for curve in curves if curve]
-    learnt = sum(value > LEARNT * target for value, target in zip(now, picture.targets, strict=False))
     line = Line().add(" step ", colours.DIM).add(with_commas(taken.step), colours.BRIGHT)
+    if len(picture.targets) == 1:
+        line.add("  f = ", colours.DIM).add(short(now[0], digits=3) if now else "–", colours.BRIGHT)
+        return line.to_strip(width)
+    learnt = sum(value > LEARNT * target for value, target in zip(now, picture.targets, strict=False))
     line.add("  learnt ", colours.DIM).add(f"{learnt} of {len(now)} modes", colours.BRIGHT).add("  now", colours.DIM)
     for number, value in enumerate(now):
         line.add(f"  {lane_mark(number).glyph} ", lane_mark(number).style).add(short(value, digits=3), colours.TEXT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 
+from rich.cells import cell_len, set_cell_size
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
@@ -15,6 +16,7 @@ from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import with_commas
 from tui_descent.protocol.events import TaskTaken
 from tui_descent.protocol.task_pictures import RegionsPicture
+from tui_descent.scenario.validate import escape_controls
 
 POINTS = ("●", "◆")
 POINT_COLOURS = ("#56b4e9", "#e69f00")
@@ -23,6 +25,7 @@ WRONG, WRONG_COLOUR = "✕", "#ffffff"
 _TINTS = (("#17232d", "#1d3240", "#244153", "#2c5068"), ("#241c0f", "#36280f", "#48340f", "#5b4110"))
 _TINTS_256 = (("#262626", "#444444", "#005f87", "#005f87"), ("#303030", "#4e4e4e", "#875f00", "#875f00"))
 UNSURE_BELOW = 0.25  # without backgrounds, cells that are less sure than this are dotted
+MIN_NAME, BORDER = 4, 6  # cells: of a label at least; around the legend
 SHADE_16, DOT_16 = "#808000", "#808080"
 
 
@@ -61,11 +64,24 @@ def numbers(taken: TaskTaken, width: int) -> Strip:
     return line.add("training points are on the wrong side", colours.DIM).to_strip(width)
 
 
-def legend(depth: Depth) -> str:
-    """What the glyphs mean, as Textual markup."""
-    classes = "  ".join(f"[{POINT_COLOURS[n]}]{POINTS[n]} class {n}[/]" for n in (0, 1))
+def legend(picture: RegionsPicture, depth: Depth, width: int) -> str:
+    """What the glyphs mean, as Textual markup. The labels from the user's file share the room that is left."""
     unsure = "dark: unsure" if depth in ("truecolor", "256") else "· unsure"
-    return f"{classes}  [{WRONG_COLOUR}]{WRONG} wrong[/]  {unsure}"
+    room = (width - cell_len(f"●   ◆   {WRONG} wrong  {unsure}") - BORDER) // 2
+    names = [_shortened(escape_controls(name), max(MIN_NAME, room)) for name in picture.names or ("class 0", "class 1")]
+    # A blank before the closing tag, because a label may end in a backslash.
+    classes = [f"[{POINT_COLOURS[n]}]{POINTS[n]} {_escaped(name)} [/] " for n, name in enumerate(names)]
+    return f"{''.join(classes)}[{WRONG_COLOUR}]{WRONG} wrong[/]  {unsure}"
+
+
+def _escaped(text: str) -> str:
+    """The text as Textual markup without tags. `textual.markup.escape` leaves some of them, like `[2J[/]`."""
+    return text.replace("[", r"\[")
+
+
+def _shortened(name: str, cells: int) -> str:
+    """The name, or its first part with an ellipsis if it needs more than so many cells."""
+    return name if cell_len(name) <= cells else f"{set_cell_size(name, cells - 1).rstrip()}…"
 
 
 def _shade(drawn: Picture, by_half: list[list[float]]) -> None:

@@ -25,7 +25,7 @@ GAP = 2  # columns between two windows
 
 def draw(picture: TextPicture, width: int, height: int) -> list[Strip]:
     """`height` rows of `width` cells. The lines of the net get at most a third of them."""
-    rows = [Line().add(" the net writes", colours.DIM)]
+    rows = [Line().add(" the net writes, its newest characters in bold", colours.DIM)]
     rows += [_written(line, picture.new, width) for line in picture.lines[: max(1, height // 3)]]
     rows += [Line(), Line().add(" held-out text: a high bar is a badly predicted character", colours.DIM)]
     rows += _held_out(picture, width, height - len(rows))

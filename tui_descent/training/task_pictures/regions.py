@@ -20,6 +20,7 @@ class RegionsPainter:
         assert setup.batches is not None
         data = setup.batches.data
         self._setup = setup
+        self._names = data.names
         self._points, self._classes = data.x[:MAX_SAMPLES], data.y[:MAX_SAMPLES].cpu()  # (n, 2), (n,)
         low, high = data.x.amin(dim=0).cpu().double(), data.x.amax(dim=0).cpu().double()
         margin = MARGIN * (high - low)
@@ -50,6 +51,7 @@ class RegionsPainter:
             points=array("f", self._points.flatten().tolist()).tobytes(),
             classes=bytes(self._classes.tolist()),
             right=bytes(right.int().tolist()),
+            names=self._names,
         )
 
     def _grid(self, columns: int, rows: int) -> Tensor:

@@ -13,7 +13,8 @@ class DataSet:
     """Inputs `x` (n, features) and class numbers `y` (n,) for training, and the same for the held-out data.
 
     For text, `x` and `y` are character codes (n,), and the held-out ones are windows (number of windows, context);
-    `symbols` are the characters by code. For images, `image` is their height and width.
+    `symbols` are the characters by code. For images, `image` is their height and width. `names` are the classes' names
+    in the user's file, if it has some.
     """
 
     x: Tensor
@@ -23,6 +24,7 @@ class DataSet:
     classes: int
     symbols: str = ""
     image: tuple[int, int] | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def features(self) -> int:

@@ -21,4 +21,4 @@ def load(spec: OwnPointsData, *, seed: int) -> DataSet:
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     x, y = x[order], y[order]
     n = points.training_count(spec)
-    return DataSet(x=x[:n], y=y[:n], held_out_x=x[n:], held_out_y=y[n:], classes=points.CLASSES)
+    return DataSet(x=x[:n], y=y[:n], held_out_x=x[n:], held_out_y=y[n:], classes=points.CLASSES, names=found.names)
