@@ -23,9 +23,18 @@ from tui_descent.telemetry.history import History
 class Position(msgspec.Struct, frozen=True):
     """How many updates, readings and events of the trainer are in the run's record, counted from the run's start."""
 
-    steps: int
-    readings: int
-    events: int
+    steps: int = 0
+    readings: int = 0
+    events: int = 0
+
+    def values(self) -> dict[str, int]:
+        """As values of the record's table `about`."""
+        return {"ring_steps": self.steps, "ring_readings": self.readings, "link_events": self.events}
+
+    @classmethod
+    def of(cls, about: dict[str, Any]) -> Position:
+        """The inverse of `values`."""
+        return cls(*(int(about.get(key) or 0) for key in cls().values()))
 
 
 class EventStream:

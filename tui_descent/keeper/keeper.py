@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tui_descent.keeper.diagnosis import DiagnosisEvents
 from tui_descent.keeper.ending import Ending
-from tui_descent.keeper.event_stream import EventStream
+from tui_descent.keeper.event_stream import EventStream, Position
 from tui_descent.keeper.gpu import Gpus
 from tui_descent.keeper.requests import Requests
 from tui_descent.keeper.trainer import Trainer
@@ -30,7 +30,7 @@ from tui_descent.protocol.events import AnyEvent, DeviceTaken, Noted, RunEnded, 
 from tui_descent.protocol.launch import Launch, unreachable
 from tui_descent.protocol.run_lock import hold_keeper_lock
 from tui_descent.telemetry.history import History
-from tui_descent.telemetry.record import RecordError, RecordWriter
+from tui_descent.telemetry.record import Record, RecordError, RecordWriter
 
 TICK_S = 1 / 30
 SILENT_AFTER_S = 3.5
@@ -42,6 +42,8 @@ LOOK_EVERY_S = 0.5  # how often to look for a `watch()` in a process that cannot
 STOPPED_BY_VIEWER = "stopped by a viewer"
 READ_ONLY = "this viewer is read-only"
 NO_VIEWER_AT_END = "all steps done; no viewer is attached"
+# How many clients may have connected between the last commit of a keeper and its death.
+MAX_UNRECORDED_CLIENTS = 1000
 GOES_ON = "the loop has ended; its script is still running"
 SOCKET_CHECKED_EVERY_S = 1.0
 LAST_EVENT_WITHIN_S = 2.0  # how long the keeper waits for viewers to read the last event
@@ -66,7 +68,9 @@ class Keeper:
         self._recorded = record
         self._record: RecordWriter | None = None
         self._listener = listener
-        self.history = History()
+        self._continued: Position | None = None  # where the record of another keeper ends, which this one continues
+        self._numbers = 0  # the highest number of an earlier keeper's client
+        self.history = self._recorded_history()
         self.ended: RunEnded | None = None
         self._stream = EventStream(self.history)
         self._requests = Requests(self.history)
@@ -89,21 +93,20 @@ class Keeper:
         self._before_silence: StateChanged | None = None  # the state from before, while the trainer is silent
         self._started_s = self._heard_s = time.monotonic()
 
-    def run(self, start_trainer: Callable[[], Trainer], *, sent_before: int = 0) -> RunEnded:
+    def run(self, start_trainer: Callable[[], Trainer], *, sent_before: int | None = None) -> RunEnded:
         """Run until the trainer has exited and every viewer has received the last event.
 
-        If the run has a record already, its last keeper has died; this one goes on where the record ends. `sent_before`
-        is how many events the trainer has sent before and will not send again. Raises `ChannelError` if the socket
-        cannot be opened, or if the run has another keeper.
+        If the trainer has started this keeper, `sent_before` is how many events it has sent before and will not send
+        again. Raises `ChannelError` if the socket cannot be opened, or if the run has another keeper.
         """
         self._lock = hold_keeper_lock(self.launch.path)
         try:
-            return self._run(start_trainer)
+            return self._run(start_trainer, sent_before)
         finally:
             if self._lock is not None:
                 os.close(self._lock)
 
-    def _run(self, start_trainer: Callable[[], Trainer]) -> RunEnded:
+    def _run(self, start_trainer: Callable[[], Trainer], sent_before: int | None) -> RunEnded:
         if self.launch.socket is not None:
             listener = self._listener or listen(Path(self.launch.socket))
             self._socket_file = _file_at(self.launch.socket)
@@ -115,12 +118,17 @@ class Keeper:
                 on_request=self.order,
                 on_refused=lambda order: self._publish(self._requests.reject(order, READ_ONLY)),
                 on_leave=self._viewer_left,
+                numbers=self._numbers,
             )
         try:
             self._open_record()
-            self._publish(StateChanged(state="importing torch"))
+            goes_on = self._continued if sent_before is not None else None
+            if goes_on is None:
+                self._publish(StateChanged(state="importing torch"))
             try:
                 self._trainer = start_trainer()
+                if goes_on is not None and sent_before is not None:
+                    self._take_over(self._trainer, goes_on, sent_before)
                 ended = self._serve(self._trainer)
             except (ChannelError, OSError) as error:
                 what = "cannot be started" if self._trainer is None else "cannot be reached"
@@ -134,9 +142,35 @@ class Keeper:
     def _open_record(self) -> None:
         if self._recorded:
             try:
-                self._record = RecordWriter.open(self.launch, self.history.send)
+                self._record = RecordWriter.open(self.launch, self.history.send, self._position)
             except (RecordError, OSError) as error:
                 self._publish(Noted(step=0, text=f"this run is not recorded: {error}", level="warning"))
+
+    def _position(self) -> dict[str, int]:
+        """What another keeper needs to know to go on from this moment, for the record."""
+        clients = 0 if self._viewers is None else self._viewers.numbers
+        return {**self._stream.position.values(), "clients": clients}
+
+    def _recorded_history(self) -> History:
+        """The history of what another keeper of this run has recorded; an empty one if there is no record."""
+        if self._recorded:
+            with contextlib.suppress(RecordError), Record.open(self.launch.path) as record:
+                about = record.about
+                if about.values.get("link_events"):
+                    self._continued = Position.of(about.values)
+                    self._numbers = int(about.values.get("clients") or 0) + MAX_UNRECORDED_CLIENTS
+                    return record.history()
+        return History()
+
+    def _take_over(self, trainer: Trainer, position: Position, sent_before: int) -> None:
+        """Go on in place of a keeper that has died, where its record ends. Raises `ChannelError`."""
+        self._stream.resume(trainer, position, sent_before=sent_before)
+        for event in (self.history.started, self.history.layers_changed):
+            if event is not None:
+                for _ in self._diagnosis.after(event):
+                    pass
+        text = "the run's keeper died; another one goes on"
+        self._publish(Noted(step=self.history.steps, text=text, level="warning"))
 
     def _serve(self, trainer: Trainer) -> RunEnded:
         """Publish events and pass requests on until the trainer has exited."""
@@ -233,6 +267,10 @@ class Keeper:
             self._viewers.maintain()
         if self._record is not None:
             self._record.maintain()
+        if self._stream.ring is not None:
+            recorded = self._stream.events if self._record is None else self._record.position.get("link_events", 0)
+            if self._record is not None or not self._recorded:
+                self._stream.ring.set_recorded(recorded)
 
     def _keep_socket(self, viewers: Viewers) -> None:
         """Create the socket's file again if it is gone. At a logout, for example, the runtime folder is deleted."""

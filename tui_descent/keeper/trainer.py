@@ -168,7 +168,7 @@ class Trainer:
             return self.script.exited()
         if self.process is not None:
             return self.process.poll() is not None
-        if self._exit_file is not None:  # the script may run long after its loop has closed the connection
+        if self._owned:  # a script may run long after its loop has closed the connection
             return os.getppid() != self._parent
         return self.link.closed is not None or os.getppid() != self._parent
 

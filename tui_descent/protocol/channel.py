@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import stat
 from collections import deque
@@ -53,15 +54,12 @@ class Peer:
         return bodies
 
     def check(self) -> None:
-        """Set `closed` if the other end has closed the connection. Nothing is read."""
+        """Set `closed` if the other end has closed the connection, also if something it sent was not read yet."""
         if self.closed is None:
-            try:
-                if not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                    self.closed = "the other end closed the connection"
-            except (BlockingIOError, InterruptedError):
-                pass
-            except OSError as error:
-                self.closed = error.strerror or "broken"
+            poll = select.poll()
+            poll.register(self.socket, select.POLLHUP)
+            if poll.poll(0):
+                self.closed = "the other end closed the connection"
 
     def send(self, message: Any) -> None:
         """Queue a message and send as much as the socket accepts without blocking."""

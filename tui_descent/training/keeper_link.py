@@ -392,7 +392,8 @@ class KeeperLink:
         if self.ring is not None:
             self.ring.close()
         close_fd(self._ring_fd)
-        if self._keeper is not None and not self._forked:
+        is_foreign = self.launch.scenario is None and self.launch.command is None
+        if self._keeper is not None and not self._forked and is_foreign:  # other keepers wait for this process
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._keeper.wait(5.0)
         release_lock(self.launch.path)
