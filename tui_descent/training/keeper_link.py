@@ -247,7 +247,7 @@ class KeeperLink:
         if isinstance(event, RunEnded):
             self._ended = event
             self._leave_last_events([event])
-        if not self.lost or self._can_be_replaced:
+        if (not self.lost or self._can_be_replaced) and len(self._events) < MAX_UNRECORDED:
             self._events.append(event)
             if not more:
                 self.send()
@@ -285,7 +285,7 @@ class KeeperLink:
                 self._send()
             finally:
                 self._sending.release()
-            again = bool(self._events)  # added by a thread that found the lock held
+            again = bool(self._events) and not self.lost  # added by a thread that found the lock held
 
     def _send(self) -> None:
         peer, events, metrics = self._peer, self._events, self._metrics
