@@ -28,6 +28,7 @@ ENV_RING = "TUI_DESCENT_RING"
 # script has called `watch()`.
 LAUNCH_FILE, LOG_FILE, KEEPER_LOG_FILE = "launch.json", "run.log", "keeper.log"
 CONNECTED_FILE, CLOSED_FILE, SECOND_FILE = "claimed", "closed", "second"
+EXIT_CODE_FILE = "exit-code"  # the exit code of a script whose keeper has died
 CLOSED = "the script has closed the file descriptors of exec, so its steps are not shown"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
 ENV_SNAPSHOT_EVERY, ENV_SNAPSHOT_SIZE = "TUI_DESCENT_SNAPSHOT_EVERY", "TUI_DESCENT_SNAPSHOT_SIZE"
@@ -212,18 +213,22 @@ def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.sock
 
 
 def start_keeper(
-    launch: Launch, *, trainer: tuple[socket.socket, int] | None = None, listener: socket.socket | None = None
+    launch: Launch,
+    *,
+    trainer: tuple[socket.socket, int, int | None] | None = None,
+    listener: socket.socket | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a keeper in its own session, so that closing the terminal does not end it. Raises `OSError`.
 
-    If the caller is the trainer, `trainer` is the keeper's socket and the file descriptor of the shared ring. If the
-    caller has opened the socket for viewers, `listener` is that socket.
+    If the caller is the trainer, `trainer` is the keeper's socket, the file descriptor of the shared ring, and, if an
+    earlier keeper has died, how many events were sent to it that will not be sent again. If the caller has opened the
+    socket for viewers, `listener` is that socket.
     """
     command = module_command("tui_descent.keeper.process", launch.folder)
     shared: list[int] = []
     if trainer is not None:
         shared = [trainer[0].fileno(), trainer[1]]
-        command += [PARENT_OPTION, *map(str, shared)]
+        command += [PARENT_OPTION, *map(str, shared), *([] if trainer[2] is None else [str(trainer[2])])]
     elif listener is not None:
         shared = [listener.fileno()]
         command += [LISTENER_OPTION, *map(str, shared)]
