@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tui_descent import __version__, output, run_commands
+from tui_descent.output import on_a_terminal
 
 if TYPE_CHECKING:
     import subprocess
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 USAGE = 2
 WITHIN_S = 20.0  # how long to wait for a keeper to end its run
-COMMANDS = ("run", "race", "exec", "presets", "check", "runs", "export")
+COMMANDS = ("run", "race", "exec", "presets", "check", "runs", "replay", "export")
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
   tui-descent                    pick a preset
@@ -640,14 +641,6 @@ def _headless(args: argparse.Namespace) -> bool:
         output.say("tui-descent: no terminal; running headless")
         return True
     return False
-
-
-def on_a_terminal() -> bool:
-    """Whether stdin and stdout are a terminal that can show the dashboard."""
-    streams = (sys.stdin, sys.stdout)
-    return all(stream is not None and stream.isatty() for stream in streams) and (
-        os.environ.get("TERM", "") not in ("", "dumb")
-    )
 
 
 def _usage(*lines: str) -> int:

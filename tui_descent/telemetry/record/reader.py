@@ -80,6 +80,16 @@ class Place(NamedTuple):
     after: int
 
 
+class Span(NamedTuple):
+    """A row of steps: `length` steps from step `first` on. In a race, one `LaneSteps` event, with a `length` of 1."""
+
+    row: int
+    segment: int
+    first: int
+    length: int
+    is_lane: bool = False
+
+
 class Record:
     """A record that is open for reading."""
 
@@ -197,6 +207,46 @@ class Record:
                 ]
         return lineages.get(segment, [])
 
+    def spans(self) -> list[Span]:
+        """The rows of steps in the order in which they were made."""
+        try:
+            rows = self._connection.execute("SELECT seq, segment, first, count FROM steps ORDER BY seq").fetchall()
+            if not rows:
+                lanes = self._connection.execute("SELECT seq FROM events WHERE kind = 'lane_steps' ORDER BY seq")
+                return [Span(seq, 0, n, 1, is_lane=True) for n, (seq,) in enumerate(lanes.fetchall())]
+        except sqlite3.DatabaseError:  # a part of the table is damaged
+            rows = [packed[:4] for _, packed, is_steps in self._rows(Place(0, 0, 0)) if is_steps]
+        return [Span(*row) for row in rows]
+
+    def before(self, span: Span, number: int) -> tuple[History, Iterator[AnyEvent]]:
+        """The history just before step `number` of a span, and the events from this step on."""
+        if span.is_lane:
+            place = Place(span.row - 1, 0, step_rows.MOST_STEPS)
+        else:
+            place = Place(self._newest_event(span.row, number), span.row, number)
+        return self._history(place), self._events(place)
+
+    def changes(self) -> list[tuple[int, int]]:
+        """The places of the interventions, each as the row of steps before it and how many of its steps."""
+        query = (
+            "SELECT ifnull((SELECT max(seq) FROM steps WHERE steps.seq < events.seq), 0), after FROM events "
+            "WHERE kind = 'intervention' ORDER BY seq"
+        )
+        with contextlib.suppress(sqlite3.DatabaseError):
+            return self._connection.execute(query).fetchall()
+        return []
+
+    def _newest_event(self, row: int, number: int) -> int:
+        """The number of the last event before step `number` of a row of steps; the row's own if there is none."""
+        with contextlib.suppress(sqlite3.DatabaseError):
+            found = self._connection.execute(
+                "SELECT max(seq) FROM events WHERE seq > ? AND after <= ? "
+                "AND seq < ifnull((SELECT min(seq) FROM steps WHERE seq > ?), 1 << 60)",
+                (row, number, row),
+            ).fetchone()[0]
+            return max(row, int(found or 0))
+        return row
+
     def _last_seq(self) -> int:
         """The number of the last row. Raises `RecordError` if it cannot be found."""
         numbers = []
@@ -287,7 +337,7 @@ class Record:
         row, made = start.row, start.after  # its number, and how many of its steps have been passed on
 
         for seq, packed, is_steps in self._rows(start):
-            if end is not None and (seq > end.seq or (is_steps and seq > end.row)):
+            if end is not None and (seq > max(end.seq, end.row) or (is_steps and seq > end.row > 0)):
                 break
             limit = end.after if end is not None and row == end.row else None
             if is_steps:
@@ -311,7 +361,7 @@ class Record:
 
     def _rows(self, start: Place) -> Iterator[tuple[int, tuple[Any, ...], bool]]:
         """The rows of both tables in their order, each with its number and whether it holds steps."""
-        last, first = self._last_seq(), start.row or 1
+        last, first = self._last_seq(), start.row or start.seq + 1
         while first <= last:
             until = min(first + ROWS, last + 1)
             unread: set[int] = set()
@@ -350,15 +400,10 @@ def _number(value: Any, otherwise: float) -> float:
     return float(value) if isinstance(value, int | float) else otherwise
 
 
-def _part(steps: StepsCompleted | None, start: int, end: int | None) -> Iterator[StepsCompleted]:
-    """The steps of a row from number `start` to before number `end`, if there are any."""
-    if steps is None:
-        return
-    losses = steps.losses[start:end]
-    if not losses:
-        return
-    first = steps.first + start
-    yield StepsCompleted(
+def part_of(steps: StepsCompleted, start: int, end: int | None) -> StepsCompleted:
+    """The steps from number `start` to before number `end`."""
+    losses, first = steps.losses[start:end], steps.first + start
+    return StepsCompleted(
         segment=steps.segment,
         first=first,
         losses=losses,
@@ -366,3 +411,9 @@ def _part(steps: StepsCompleted | None, start: int, end: int | None) -> Iterator
         times_s=steps.times_s[start:end],
         skipped=tuple(step for step in steps.skipped if first <= step < first + len(losses)),
     )
+
+
+def _part(steps: StepsCompleted | None, start: int, end: int | None) -> Iterator[StepsCompleted]:
+    """The same, if there are any such steps."""
+    if steps is not None and steps.losses[start:end]:
+        yield part_of(steps, start, end)
