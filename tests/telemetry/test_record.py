@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
 from collections.abc import Callable
 from itertools import pairwise
@@ -465,3 +466,22 @@ def test_only_records_with_steps_count(tmp_path: Path) -> None:
     made.writer.close()
     other_file(tmp_path)
     assert has_steps(tmp_path), "a damaged record is not thrown away"
+
+
+def test_code_in_the_documentation_reads_the_record(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "record.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def rates" in block]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    cosine = [0.05 * (1 + math.cos(n / 100)) for n in range(1500)]
+    made: list[AnyEvent] = [started(2), steps(0, [0.5] * 9), steps(9, [0.1] * 1491, lr=0.3)]
+    made += [steps(1500 + n, [1.0], lr=rate) for n, rate in enumerate(cosine)]
+    recorded(tmp_path, made)
+    connection = sqlite3.connect(f"file:{tmp_path / RECORD_FILE}?mode=ro", uri=True)
+    connection.row_factory = sqlite3.Row
+    rows = connection.execute("SELECT * FROM steps ORDER BY seq").fetchall()
+    assert [loss for row in rows for loss in names["losses"](row)] == [0.5] * 9 + [0.1] * 1491 + [1.0] * 1500
+    assert [rate for row in rows for rate in names["rates"](row)] == [0.1] * 9 + [0.3] * 1491 + cosine
+    for query in re.findall(r'sqlite3 record\.sqlite "(SELECT.*)"', text):
+        assert connection.execute(query).fetchall() is not None
+    connection.close()
