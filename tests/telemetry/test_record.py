@@ -89,8 +89,11 @@ def same(events: list[AnyEvent]) -> list[AnyEvent]:
 
 
 def sent(history: History) -> bytes:
-    """All that a viewer is sent, as bytes, so that NaN equals NaN; without the speed, which depends on exact times."""
-    return encode(msgspec.structs.replace(history.send(), steps_per_s=0.0))
+    """All that a viewer is sent, as bytes, so that NaN equals NaN.
+
+    It is without the speed, which depends on exact times, and without the gradients' past, which a checkpoint rounds.
+    """
+    return encode(msgspec.structs.replace(history.send(), steps_per_s=0.0, grads={}))
 
 
 ENDED = RunEnded(status="finished", step=400, loss=0.25, accuracy=0.9)
@@ -314,6 +317,20 @@ def test_interventions_of_the_final_state_are_in_their_order_without_those_undon
         recorded(folder, events[:count])
         with Record.open(folder) as record:
             assert [made.id for made in record.interventions()] == wanted, count
+
+
+def test_gradients_in_a_checkpoint_are_nearly_those_of_the_run(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [*vanishing(300), RunEnded(status="finished", step=300)])
+    with Record.open(tmp_path) as record:
+        found = record.history().grads[0]
+    wanted = history.grads[0]
+    assert found.names == wanted.names
+    for width in (1, 4, 64):
+        pairs = list(zip(found.window(width, 0, 300), wanted.window(width, 0, 300), strict=True))
+        assert len(pairs) > 4
+        for (bin_, values), (wanted_bin, wanted_values) in pairs:
+            assert bin_ == wanted_bin
+            assert values == pytest.approx(wanted_values, rel=1 / 128)
 
 
 def test_checkpoints_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

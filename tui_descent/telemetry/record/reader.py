@@ -10,17 +10,15 @@ import heapq
 import json
 import math
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from tui_descent.protocol import codec
-from tui_descent.protocol.events import AnyEvent, HistorySent, KnobTurned, Rewound, StepsCompleted
+from tui_descent.protocol.events import AnyEvent, KnobTurned, Rewound, StepsCompleted
 from tui_descent.telemetry.history import History
-from tui_descent.telemetry.record import event_rows, step_rows
+from tui_descent.telemetry.record import checkpoints, event_rows, step_rows
 from tui_descent.telemetry.record.schema import RECORD_FILE, RecordError, connect_to_read
 from tui_descent.telemetry.record.step_rows import checksum
 
@@ -297,14 +295,12 @@ class Record:
                 continue
             if end is not None and place.seq > end.seq:
                 continue
-            with contextlib.suppress(sqlite3.DatabaseError, zlib.error, codec.FrameError, TypeError):
+            with contextlib.suppress(sqlite3.DatabaseError, TypeError):
                 body, crc = self._connection.execute(
                     "SELECT body, crc FROM checkpoints WHERE id = ?", (number,)
                 ).fetchone()
-                if checksum(seq, after, body) == crc:
-                    sent = codec.decode(codec.to_viewer, zlib.decompress(body))
-                    if isinstance(sent, HistorySent):
-                        return History.receive(sent), place
+                if checksum(seq, after, body) == crc and (sent := checkpoints.unpack(body)) is not None:
+                    return History.receive(sent), place
         return None
 
     def _place(self, segment: int, step: int) -> Place | None:
