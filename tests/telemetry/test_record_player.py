@@ -51,16 +51,17 @@ def test_it_opens_at_the_end(opened: Player) -> None:
     assert opened.changes == (40,)
 
 
-@pytest.mark.parametrize("near", [0, 5, 2000], ids=["by jumps", "both", "step by step"])
+@pytest.mark.parametrize("kept", [1, 7, 8192])
 def test_every_position_has_the_history_that_the_run_had_there(
-    opened: Player, near: int, monkeypatch: pytest.MonkeyPatch
+    opened: Player, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(player, "NEAR", near)
+    monkeypatch.setattr(player, "KEEP_EVERY", kept)
     wanted = histories(run())
     for position in (0, 1, 2, 7, 39, 40, 41, 59, 60, 61, 89, 90, 60, 40, 0, 90, 3, 89):
         opened.seek(position)
         assert opened.position == position
         assert sent(opened.history) == wanted[position], position
+        assert len(opened._kept) <= player.MOST_KEPT
 
 
 def test_positions_outside_of_the_record_are_its_ends(opened: Player) -> None:

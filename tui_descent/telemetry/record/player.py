@@ -6,15 +6,16 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
 
-from tui_descent.protocol.events import AnyEvent, LaneSteps, StepsCompleted
+from tui_descent.protocol.events import AnyEvent, HistorySent, LaneSteps, StepsCompleted
 from tui_descent.telemetry.history import History
-from tui_descent.telemetry.record.reader import Record, part_of
+from tui_descent.telemetry.record.reader import Place, Record, part_of
 
 SPEEDS = (1, 2, 5, 10, 20, 50, 100)
 LONGEST_WAIT_S = 1.0  # a longer wait between two steps, as a pause, is shortened to this
 LAP_S = 1 / 30  # how long the steps of a lane are shown, because a race has no times
 MOST_AT_ONCE = 20_000  # steps that one call of `advance` makes
-NEAR = 2_000  # so many steps forwards are made one after the other, because a jump reads more
+# On the way to a position, the history is kept every so many steps, because people go back by small steps.
+KEEP_EVERY, MOST_KEPT = 8192, 12
 
 
 class Player:
@@ -36,6 +37,8 @@ class Player:
         self.history = History()
         self._events: Iterator[AnyEvent] = iter(())
         self._next: StepsCompleted | LaneSteps | None = None  # the steps that follow
+        self._checkpoints = [(self._position_of(place), place) for place in record.checkpoints()]  # the newest first
+        self._kept: dict[int, HistorySent] = {}  # by position
         self._clock_s = self._lap_s = 0.0  # the time on the run's clock; when the next lap of a race is due
         self.seek(self.total)
 
@@ -52,19 +55,35 @@ class Player:
     def seek(self, position: int) -> None:
         """Go to a position. One outside of the record is moved to its nearest end."""
         position = min(max(position, 0), self.total)
-        if self.position <= position <= self.position + NEAR and self._next is not None:
-            self._forwards(position - self.position)
-            return
-        number = bisect_right(self._ends, position)
-        if number == len(self._spans):
+        if position == self.total:
             self.history, self._events, self._next = self._record.history(), iter(()), None
+            self.position = position
         else:
-            span = self._spans[number]
-            start = self._ends[number] - span.length
-            self.history, self._events = self._record.before(span, position - start)
-            self._fetch()
-        self.position = position
+            self._start_before(position)
+            self._forwards(position - self.position)
         self._clock_s = self._due_s()
+
+    def _start_before(self, position: int) -> None:
+        """Go to the nearest position before this one at which the history is known."""
+        if self._next is None or self.position > position:
+            self.position, self.history = 0, History()
+            self._events = self._record.events_from(Place(0, 0, 0))
+            self._fetch()
+        kept = max((known for known in self._kept if self.position < known <= position), default=None)
+        for known, place in self._checkpoints:
+            if max(kept or 0, self.position) < known <= position and (found := self._record.history_in(place)):
+                self.position, self.history, self._events = known, found, self._record.events_from(place)
+                self._fetch()
+                return
+        if kept is not None:
+            self.position, self.history = kept, History.receive(self._kept[kept])
+            self._events = self._record.events_from(self._place_before(kept))
+            self._fetch()
+
+    def _place_before(self, position: int) -> Place:
+        number = bisect_right(self._ends, position)
+        span = self._spans[number]
+        return self._record.place_before(span, position - self._ends[number] + span.length)
 
     def play(self) -> None:
         """Play from here; from the beginning if this is the end."""
@@ -107,8 +126,12 @@ class Player:
 
     def _forwards(self, count: int) -> None:
         while count > 0 and self._next is not None:
-            count -= self._make(count)
-        self._clock_s = self._due_s()
+            made = self._make(min(count, KEEP_EVERY - self.position % KEEP_EVERY))
+            count -= made
+            if self.position % KEEP_EVERY == 0 and count:
+                self._kept[self.position] = self.history.send()
+                if len(self._kept) > MOST_KEPT:
+                    del self._kept[next(iter(self._kept))]
 
     def _make(self, count: int) -> int:
         """Make up to `count` of the next steps, and take what follows them; returns how many were made."""
@@ -137,9 +160,12 @@ class Player:
             self.history.apply(event)
 
     def _positions_of_changes(self) -> tuple[int, ...]:
-        starts = {span.row: (end - span.length, span.length) for span, end in zip(self._spans, self._ends, strict=True)}
-        found = []
-        for row, after in self._record.changes():
-            start, count = starts.get(row, (0, 0))
-            found.append(start + min(after, count))
-        return tuple(found)
+        return tuple(self._position_of(Place(0, row, after)) for row, after in self._record.changes())
+
+    def _position_of(self, place: Place) -> int:
+        """The position of a place; in a race that of the next lap."""
+        number = bisect_right([span.row for span in self._spans], max(place.row, place.seq if not place.row else 0)) - 1
+        if number < 0:
+            return 0
+        span = self._spans[number]
+        return self._ends[number] - span.length + min(place.after, span.length)

@@ -216,13 +216,37 @@ class Record:
             rows = [packed[:4] for _, packed, is_steps in self._rows(Place(0, 0, 0)) if is_steps]
         return [Span(*row) for row in rows]
 
-    def before(self, span: Span, number: int) -> tuple[History, Iterator[AnyEvent]]:
-        """The history just before step `number` of a span, and the events from this step on."""
+    def place_before(self, span: Span, number: int) -> Place:
+        """The place just before step `number` of a span."""
         if span.is_lane:
-            place = Place(span.row - 1, 0, step_rows.MOST_STEPS)
-        else:
-            place = Place(self._newest_event(span.row, number), span.row, number)
-        return self._history(place), self._events(place)
+            return Place(span.row - 1, 0, step_rows.MOST_STEPS)
+        return Place(self._newest_event(span.row, number), span.row, number)
+
+    def events_from(self, place: Place) -> Iterator[AnyEvent]:
+        """The events after a place."""
+        return self._events(place)
+
+    def checkpoints(self) -> list[Place]:
+        """The places of the checkpoints, the newest first."""
+        try:
+            rows = self._connection.execute(
+                "SELECT seq, ifnull((SELECT max(seq) FROM steps WHERE steps.seq <= checkpoints.seq), 0), after "
+                "FROM checkpoints ORDER BY id DESC"
+            ).fetchall()
+        except sqlite3.DatabaseError:
+            return []
+        return [Place(*row) for row in rows]
+
+    def history_in(self, checkpoint: Place) -> History | None:
+        """The history in a checkpoint; None if it cannot be read."""
+        with contextlib.suppress(sqlite3.DatabaseError, TypeError):
+            body, crc = self._connection.execute(
+                "SELECT body, crc FROM checkpoints WHERE seq = ? AND after = ?", (checkpoint.seq, checkpoint.after)
+            ).fetchone()
+            is_good = checksum(checkpoint.seq, checkpoint.after, body) == crc
+            if is_good and (sent := checkpoints.unpack(body)) is not None:
+                return History.receive(sent)
+        return None
 
     def changes(self) -> list[tuple[int, int]]:
         """The places of the interventions, each as the row of steps before it and how many of its steps."""
@@ -274,34 +298,14 @@ class Record:
     def _history(self, end: Place | None) -> History:
         """The history at a place; at the end of the record if that is None."""
         history, start = History(), Place(0, 0, 0)
-        if (found := self._checkpoint(end)) is not None:
-            history, start = found
+        for place in self.checkpoints():
+            is_before = end is None or (place.seq <= end.seq and (place.row, place.after) <= (end.row, end.after))
+            if is_before and (found := self.history_in(place)) is not None:
+                history, start = found, place
+                break
         for event in self._events(start, end):
             history.apply(event)
         return history
-
-    def _checkpoint(self, end: Place | None) -> tuple[History, Place] | None:
-        """The newest usable checkpoint that is not after `end`."""
-        try:
-            places = self._connection.execute(
-                "SELECT id, seq, after, (SELECT max(seq) FROM steps WHERE steps.seq <= checkpoints.seq) "
-                "FROM checkpoints ORDER BY id DESC"
-            ).fetchall()
-        except sqlite3.DatabaseError:
-            return None
-        for number, seq, after, row in places:
-            place = Place(seq, row or 0, after)
-            if end is not None and (place.row, place.after) > (end.row, end.after):
-                continue
-            if end is not None and place.seq > end.seq:
-                continue
-            with contextlib.suppress(sqlite3.DatabaseError, TypeError):
-                body, crc = self._connection.execute(
-                    "SELECT body, crc FROM checkpoints WHERE id = ?", (number,)
-                ).fetchone()
-                if checksum(seq, after, body) == crc and (sent := checkpoints.unpack(body)) is not None:
-                    return History.receive(sent), place
-        return None
 
     def _place(self, segment: int, step: int) -> Place | None:
         """The place just before update `step` of a segment; None for the end of the record."""
