@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tui_descent import __version__, output, run_commands
 from tui_descent.doctor import command as doctor_command
+from tui_descent.output import on_a_terminal
 
 if TYPE_CHECKING:
     import subprocess
@@ -49,6 +50,7 @@ COMMANDS = (
     "presets",
     "check",
     "runs",
+    "replay",
     "export",
     "doctor",
 )
@@ -869,14 +871,6 @@ def _headless(args: argparse.Namespace) -> bool:
         output.say("tui-descent: no terminal; running headless")
         return True
     return False
-
-
-def on_a_terminal() -> bool:
-    """Whether stdin and stdout are a terminal that can show the dashboard."""
-    streams = (sys.stdin, sys.stdout)
-    return all(stream is not None and stream.isatty() for stream in streams) and (
-        os.environ.get("TERM", "") not in ("", "dumb")
-    )
 
 
 def _usage(*lines: str) -> int:
