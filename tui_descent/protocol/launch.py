@@ -32,6 +32,7 @@ LAUNCHED = "watch() was called in a process that a launcher started; exec cannot
 CLOSED = "the script has closed the file descriptors of exec, so its steps are not shown"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
 ENV_SNAPSHOT_EVERY, ENV_SNAPSHOT_SIZE = "TUI_DESCENT_SNAPSHOT_EVERY", "TUI_DESCENT_SNAPSHOT_SIZE"
+ENV_RESUME = "TUI_DESCENT_RESUME"  # for a script that starts its own keeper: the run to go on with
 SNAPSHOT_EVERY_S = 300.0
 SNAPSHOTS_FOLDER = "snapshots"  # in the run's folder
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

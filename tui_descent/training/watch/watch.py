@@ -190,6 +190,8 @@ class Watch:
             if self._first_loss is not None:
                 self._begin()
             fault = self._hooks.take_fault()  # the fault of an update that no `step` followed
+            if error is None and not self._is_scenario:
+                self.control.save_at_end()
             ended_by = self.control.finish(error, self._with_loss(fault, None) if fault is not None else None)
         except Exception as own_error:
             if self._is_scenario:
@@ -514,8 +516,10 @@ def _undo_stack(
     *,
     is_scenario: bool,
 ) -> UndoStack | None:
-    """The run's undo stack; None if there is no socket, because nobody can then ask for an undo."""
-    if link is None or link.launch.socket is None:
+    """The run's undo stack; None if there is no socket, because nobody can then ask for an undo. A rollback needs it
+    too.
+    """
+    if link is None or (link.launch.socket is None and not link.launch.rollback):
         return None
     holders = user_holders(state) if isinstance(state, Mapping) else state
     return UndoStack(steering.context, tuple(holders), link.launch.undo_budget, is_scenario)
