@@ -12,7 +12,6 @@ from tui_descent.protocol.events import KnobTurned, Rewound
 from tui_descent.protocol.launch import (
     CLOSED_FILE,
     CONNECTED_FILE,
-    LAUNCHED_FILE,
     SNAPSHOTS_FOLDER,
     Launch,
 )
@@ -57,12 +56,12 @@ def prepare(launch: Launch, *, attended: bool, steps: int | None = None) -> Laun
         if goal <= resume.from_step:
             made = f"{launch.run} has made {resume.from_step:,} steps"
             raise CannotResumeError(f"{made}; give a larger number with --steps")
-    for name in (CONNECTED_FILE, LAUNCHED_FILE, CLOSED_FILE):
+    for name in (CONNECTED_FILE, CLOSED_FILE):
         with contextlib.suppress(FileNotFoundError):
             (launch.path / name).unlink()
     prepared = msgspec.structs.replace(
         launch,
-        socket=str(paths.socket_path(launch.run)) if attended or launch.scenario is None else None,
+        socket=str(paths.socket_path(launch.run)),
         attended=attended,
         pace=launch.pace if attended else None,
         range_test_at=tuple(at for at in launch.range_test_at if at > resume.planned),

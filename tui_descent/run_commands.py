@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-FORMATS = ("csv", "jsonl", "tensorboard")
+FORMATS = ("csv", "jsonl", "tensorboard", "scenario", "python")
 
 
 def add_commands(commands: Any) -> None:
@@ -15,10 +15,14 @@ def add_commands(commands: Any) -> None:
     export = commands.add_parser(
         "export",
         help="write a recorded run in another format",
-        description="Write a recorded run in another format. Without --out, csv and jsonl are printed.\n\n"
+        description="Write a recorded run in another format. Without --out, it is printed, except for tensorboard.\n"
+        "scenario: a scenario file with the run's interventions as its plan; headless it gives the same losses.\n"
+        "python: a plain PyTorch script of the run; it needs torch alone and gives the same losses.\n\n"
         "  tui-descent export vanishing --to csv --out losses.csv\n"
         "  tui-descent export vanishing --to jsonl | jq 'select(.event == \"reading\")'\n"
-        "  tui-descent export vanishing --to tensorboard --out logs/vanishing",
+        "  tui-descent export vanishing --to tensorboard --out logs/vanishing\n"
+        "  tui-descent export vanishing --to scenario --out again.toml\n"
+        "  tui-descent export vanishing --to python --out vanishing.py",
     )
     export.add_argument("name", metavar="RUN", help="the beginning of the run's id or name, as `runs` shows them")
     export.add_argument("--to", metavar="FORMAT", choices=FORMATS, required=True, help=", ".join(FORMATS))

@@ -514,6 +514,10 @@ class Welcome(Event, frozen=True, kw_only=True, tag="welcome"):
     heartbeat: bool = False
 
 
+class Joined(Event, frozen=True, kw_only=True, tag="joined"):
+    """The answer to a `Join`. With it come the descriptors of the trainer's socket and of the ring."""
+
+
 class Heartbeat(Event, frozen=True, kw_only=True, tag="heartbeat"):
     """Sent when there is nothing else to send. It shows a viewer that the keeper responds."""
 
@@ -587,4 +591,4 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     lanes: list[LaneSent] = []
 
 
-ToViewer = AnyEvent | Welcome | Heartbeat | Refused | HistorySent
+ToViewer = AnyEvent | Welcome | Joined | Heartbeat | Refused | HistorySent

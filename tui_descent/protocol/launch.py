@@ -24,11 +24,11 @@ ENV_FOLDER = "TUI_DESCENT_RUN"
 ENV_LINK = "TUI_DESCENT_LINK"
 ENV_RING = "TUI_DESCENT_RING"
 # Files in the run's folder. `run.log` has what the trainer or the script prints. `claimed` exists after `watch()` has
-# connected. `launched` exists after `watch()` was called in a process that has not inherited the connection. `closed`
-# exists after the script has closed the connection.
+# connected. `closed` exists after the script has closed the connection. `second` exists after another process of the
+# script has called `watch()`.
 LAUNCH_FILE, LOG_FILE, KEEPER_LOG_FILE = "launch.json", "run.log", "keeper.log"
-CONNECTED_FILE, LAUNCHED_FILE, CLOSED_FILE = "claimed", "launched", "closed"
-LAUNCHED = "watch() was called in a process that a launcher started; exec cannot reach it"
+CONNECTED_FILE, CLOSED_FILE, SECOND_FILE = "claimed", "closed", "second"
+EXIT_CODE_FILE = "exit-code"  # the exit code of a script whose keeper has died
 CLOSED = "the script has closed the file descriptors of exec, so its steps are not shown"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
 ENV_SNAPSHOT_EVERY, ENV_SNAPSHOT_SIZE = "TUI_DESCENT_SNAPSHOT_EVERY", "TUI_DESCENT_SNAPSHOT_SIZE"
@@ -86,6 +86,14 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     def path(self) -> Path:
         return Path(self.folder)
 
+    @property
+    def keeps_undo(self) -> bool:
+        """Whether snapshots are kept in memory: for an undo in a run with a dashboard or in a loop that started its
+        keeper, and for a rollback.
+        """
+        is_own_loop = self.scenario is None and self.command is None and self.socket is not None
+        return self.attended or is_own_loop or self.rollback > 0
+
     def write(self) -> None:
         """Write the settings into the run's folder. Raises `OSError`, and `ValueError` for text that is not UTF-8."""
         content = msgspec.json.encode(self)
@@ -113,9 +121,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
 def unreachable(folder: Path) -> str:
     """Why the loop that called `watch()` cannot be reached; empty if it can, or if `watch()` was not called yet."""
-    if (folder / CLOSED_FILE).exists():
-        return CLOSED
-    return LAUNCHED if (folder / LAUNCHED_FILE).exists() and not (folder / CONNECTED_FILE).exists() else ""
+    return CLOSED if (folder / CLOSED_FILE).exists() else ""
 
 
 def undo_budget(asked: str | None) -> int | None:
@@ -210,18 +216,22 @@ def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.sock
 
 
 def start_keeper(
-    launch: Launch, *, trainer: tuple[socket.socket, int] | None = None, listener: socket.socket | None = None
+    launch: Launch,
+    *,
+    trainer: tuple[socket.socket, int, int | None] | None = None,
+    listener: socket.socket | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a keeper in its own session, so that closing the terminal does not end it. Raises `OSError`.
 
-    If the caller is the trainer, `trainer` is the keeper's socket and the file descriptor of the shared ring. If the
-    caller has opened the socket for viewers, `listener` is that socket.
+    If the caller is the trainer, `trainer` is the keeper's socket, the file descriptor of the shared ring, and, if an
+    earlier keeper has died, how many events were sent to it that will not be sent again. If the caller has opened the
+    socket for viewers, `listener` is that socket.
     """
     command = module_command("tui_descent.keeper.process", launch.folder)
     shared: list[int] = []
     if trainer is not None:
         shared = [trainer[0].fileno(), trainer[1]]
-        command += [PARENT_OPTION, *map(str, shared)]
+        command += [PARENT_OPTION, *map(str, shared), *([] if trainer[2] is None else [str(trainer[2])])]
     elif listener is not None:
         shared = [listener.fileno()]
         command += [LISTENER_OPTION, *map(str, shared)]

@@ -252,3 +252,5 @@ _ROWS = (
 KNOBS: dict[str, KnobSpec] = {row.name: row for row in _ROWS}
 # Knobs that do not change what is learnt. A change of them needs no mark in the charts and leaves nothing to undo.
 NEUTRAL_KNOBS = frozenset({"pace"})
+# The number of updates over which a gradual change of a block takes place, by its `way`.
+CHANGE_STEPS = {"blend": 50, "ramp": 20, "gentle": 200, "rotation": 50}

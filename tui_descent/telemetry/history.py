@@ -110,6 +110,7 @@ class History:
         self.marks: deque[Marked] = deque(maxlen=MAX_ENTRIES)
         self.log: list[LogEntry] = []  # in the order of events
         self.diagnosis: Diagnosed | None = None
+        self.diagnosed_after = 0  # the id of the last intervention before it
         self.measured: dict[str, Measured] = {}
         self.ledger: LedgerTaken | None = None
         self.backward_pass: LedgerTaken | None = None  # the newest one with parts
@@ -372,6 +373,7 @@ class History:
         if self.diagnosis is None or event.finding != self.diagnosis.finding:
             self._log(event)
         self.diagnosis = event
+        self.diagnosed_after = max((turn.id for turn in self.interventions), default=0)
 
     def _start(self, event: RunStarted) -> None:
         self.started = event

@@ -57,7 +57,7 @@ def train_scenario(link: KeeperLink, stop: StopOnSignal | None = None) -> int:
         scenario = from_table(link.launch.scenario, source="launch", shortened=True)
         device = build.select_device(scenario.run.device, dtype=scenario.run.dtype)
         if not link.launch.force:
-            undo = link.launch.socket is not None and not link.launch.race
+            undo = link.launch.keeps_undo and not link.launch.race
             budget, race = link.launch.undo_budget, link.launch.race
             _check_memory(scenario, device, undo_budget=budget, undo=undo, race=race)
     except ValueError as error:  # its message is for the user: no traceback

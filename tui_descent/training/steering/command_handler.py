@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tui_descent.protocol.commands import (
     AnyCommand,
     CancelRangeTest,
+    CheckKnob,
     ClientRequest,
     Evaluate,
     Mark,
@@ -26,7 +27,7 @@ from tui_descent.protocol.commands import (
     WatchTask,
 )
 from tui_descent.protocol.events import Evaluated, KnobTurned, LedgerTaken, Marked, Rewound
-from tui_descent.scenario.knobs import NEUTRAL_KNOBS
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS, text_of
 from tui_descent.training.probes.backward_pass import backward_pass
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.lens_probe import LensProbe
@@ -226,6 +227,10 @@ class CommandHandler:
                 progress.set_state("stopping")
                 mode.stop_reason = "stop requested"
                 return "stopping"
+            case CheckKnob():
+                self._steering.check(command.turn)
+                self._steering.is_set(command.turn)
+                return f"{text_of(command.turn)} can be applied"
             case TurnKnob():
                 raise AssertionError("handled by _turn")
             case ResizeTerminal():

@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn
 
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, RunRangeTest, TurnKnob
 from tui_descent.protocol.events import KnobTurned, Noted, NotFinite, State, Status
+from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.lens_probe import LensProbe
 from tui_descent.training.probes.task_probe import TaskProbe
@@ -21,7 +22,7 @@ from tui_descent.training.steering.knobs.context import RECENT_LOSSES
 from tui_descent.training.steering.pace import PaceTimer, RunMode
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
-from tui_descent.training.stop_run import StopRun
+from tui_descent.training.stop_run import COMMAND_KILLED, StopRun
 from tui_descent.training.undo.disk_snapshots import DiskSnapshots
 from tui_descent.training.undo.resumption import Resumption
 from tui_descent.training.undo.undo_stack import UndoStack
@@ -286,6 +287,7 @@ class Control:
             now_s = time.monotonic()
             progress.ring.beat(now_s)
             progress.report_memory()
+            self._keep_connected(progress.link)
             keeper_gone = progress.link.lost and self._is_scenario
             slow = mode.paused or self._steering.pace is not None
             if slow or progress.ring.flagged() or keeper_gone or self._queue.due(now_s):
@@ -433,7 +435,7 @@ class Control:
                 start_s = time.perf_counter()
                 self._handler.carry_out(queued)
                 self._queue.add_cost(queued, time.perf_counter() - start_s)
-            if link.lost:
+            if link.lost and not self._keep_connected(link):
                 if self._is_scenario:
                     self._stop("stopped", "the keeper has exited")
                 mode.paused = False
@@ -456,6 +458,12 @@ class Control:
             if paused_as[0] == "waiting" and not progress.rewound:  # it has made all its steps
                 self._stop("finished", "")
             self._stop("stopped", mode.stop_reason)
+
+    def _keep_connected(self, link: KeeperLink) -> bool:
+        """Replace a keeper that has died. Returns whether the connection works."""
+        if link.keep_connected() and self._is_scenario and not link.launch.attended:
+            self.mode.stop_reason = self.mode.stop_reason or COMMAND_KILLED  # the keeper was the command itself
+        return not link.lost
 
     def _read_curvature(self, *, paused: bool = False) -> None:
         """Measure the curvature if this is due. While paused or paced, the time is not charged to the budget."""

@@ -516,10 +516,8 @@ def _undo_stack(
     *,
     is_scenario: bool,
 ) -> UndoStack | None:
-    """The run's undo stack; None if there is no socket, because nobody can then ask for an undo. A rollback needs it
-    too.
-    """
-    if link is None or (link.launch.socket is None and not link.launch.rollback):
+    """The run's undo stack; None for a headless run, in which usually nobody asks for an undo."""
+    if link is None or not link.launch.keeps_undo:
         return None
     holders = user_holders(state) if isinstance(state, Mapping) else state
     return UndoStack(steering.context, tuple(holders), link.launch.undo_budget, is_scenario)

@@ -18,12 +18,16 @@ from tui_descent.scenario.knobs import KNOBS
 from tui_descent.training.optim.parameter_groups import replace_parameters
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.setup.nets.block import Block
+from tui_descent.training.setup.nets.surface import Surface
+from tui_descent.training.setup.nets.two_layer import TwoLayerNet
 from tui_descent.training.steering import surgery
 from tui_descent.training.steering.knobs.learning_rate import RateMultiplier
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.torch_state import TorchState
 
+NO_LAYERS = "a test surface has no layers, only one point that moves"
+NO_BLOCKS = "this net has no blocks, only two matrices"
 RECENT_LOSSES = 10  # their mean is the current loss
 # Fields that an undo restores by assignment. The pace is not one of them, because it does not affect training. The
 # version is not either, because it must only ever increase: this is how objects built for an earlier version notice
@@ -131,6 +135,16 @@ class KnobContext:
     optimizer_listeners: list[Callable[[torch.optim.Optimizer], None]] = field(default_factory=list)
     first_loss: float | None = None
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_LOSSES))
+
+    @property
+    def no_layers(self) -> str | None:
+        """Why no layer can be changed; None if the run has layers."""
+        return NO_LAYERS if isinstance(self.model, Surface) else None
+
+    @property
+    def no_net(self) -> str | None:
+        """Why nothing can be added to the net or replaced in it; None if its layers have to be looked at to tell."""
+        return NO_BLOCKS if isinstance(self.model, TwoLayerNet) else self.no_layers
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
