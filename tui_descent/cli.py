@@ -171,6 +171,7 @@ def _add_race(commands: Any) -> None:
         help="up to eight; the default is the scenario's race.optimizers, or sgd,momentum,rmsprop,adam",
     )
     race.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
+    _add_notify(race)
     race.set_defaults(command=_race, undo_budget="0")
 
 
@@ -203,6 +204,17 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
         "memory, at most 2GB); if one snapshot needs more, u restores only the knob's value",
     )
     parser.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
+    _add_notify(parser)
+
+
+def _add_notify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--notify",
+        metavar="CMD",
+        help="run CMD when the run ends, is held, diverges or has a new finding, as in --notify 'notify-send "
+        "tui-descent'. Its last argument is a sentence; TUI_DESCENT_NOTIFY_EVENT (end, hold, divergence, finding), "
+        "_RUN, _STEP, _LOSS and _TEXT are in its environment. No shell is used. Default: $TUI_DESCENT_NOTIFY",
+    )
 
 
 def _add_presets(commands: Any) -> None:
@@ -452,6 +464,7 @@ def _launch(
     folder = None
     try:
         budget = undo_budget(args.undo_budget)
+        notify = _notify_command(args.notify)
         run, folder = paths.new_run(name, args.runs_dir)
         launch = Launch(
             run=run,
@@ -461,6 +474,7 @@ def _launch(
             scenario=None if scenario is None else to_table(scenario),
             attended=not headless,
             undo_budget=budget,
+            notify=notify,
             **settings,
         )
         launch.write()
@@ -616,6 +630,18 @@ def _check(args: argparse.Namespace) -> int:
         return USAGE
     print(escape_controls(f"{args.file}: valid scenario: {scenario.title}"))
     return 0
+
+
+def _notify_command(text: str | None) -> tuple[str, ...]:
+    """The words of `--notify`. Raises `ValueError`, also if there is no such command."""
+    if text is None:
+        return ()
+    from tui_descent.keeper.notifier import words_of
+
+    words = words_of(text)
+    if shutil.which(words[0]) is None:
+        raise ValueError(f"--notify {words[0][:60]}: command not found")
+    return words
 
 
 def _watch_options(args: argparse.Namespace) -> tuple[float, int | None]:

@@ -67,6 +67,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     demo: bool = False
     race: tuple[str, ...] = ()
     terminal_size: tuple[int, int] = (80, 24)
+    notify: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
