@@ -27,7 +27,15 @@ from tui_descent.keeper.trainer import Trainer
 from tui_descent.keeper.viewers import Viewers
 from tui_descent.protocol.channel import ChannelError, listen
 from tui_descent.protocol.commands import ClientRequest, ResizeTerminal, Stop
-from tui_descent.protocol.events import AnyEvent, DeviceTaken, Noted, RunEnded, StateChanged, StepsCompleted
+from tui_descent.protocol.events import (
+    AnyEvent,
+    DeviceTaken,
+    Noted,
+    RecordingChanged,
+    RunEnded,
+    StateChanged,
+    StepsCompleted,
+)
 from tui_descent.protocol.launch import Launch, unreachable
 from tui_descent.protocol.run_lock import hold_keeper_lock
 from tui_descent.telemetry.history import History
@@ -136,7 +144,9 @@ class Keeper:
             try:
                 self._record = RecordWriter.open(self.launch, self.history.send)
             except (RecordError, OSError) as error:
-                self._publish(Noted(step=0, text=f"this run is not recorded: {error}", level="warning"))
+                self._publish(RecordingChanged(step=self.history.steps, trouble="see the events"))
+                text = f"this run is not recorded: {error}"
+                self._publish(Noted(step=self.history.steps, text=text, level="warning"))
 
     def _serve(self, trainer: Trainer) -> RunEnded:
         """Publish events and pass requests on until the trainer has exited."""
@@ -230,7 +240,8 @@ class Keeper:
             self._keep_socket(self._viewers)
             self._viewers.maintain()
         if self._record is not None:
-            self._record.maintain()
+            for event in self._record.maintain():
+                self._publish(event)
         if self._notifier is not None and (trouble := self._notifier.trouble()):
             self._publish(Noted(step=self.history.steps, text=trouble, level="warning"))
 

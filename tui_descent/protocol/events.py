@@ -429,6 +429,13 @@ class Noted(Event, frozen=True, kw_only=True, tag="note"):
     level: Literal["info", "warning", "error", "caption"] = "info"
 
 
+class RecordingChanged(Event, frozen=True, kw_only=True, tag="recording"):
+    """Recording has stopped because of `trouble`, or goes on again if that is "". The run is not affected."""
+
+    step: int
+    trouble: str = ""
+
+
 class EndReached(Event, frozen=True, kw_only=True, tag="end_reached"):
     """All steps are made, `step` of them, and the run waits for commands.
 
@@ -487,6 +494,7 @@ AnyEvent = (
     | NotFinite
     | Marked
     | Noted
+    | RecordingChanged
     | EndReached
     | RunEnded
 )

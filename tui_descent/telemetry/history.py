@@ -39,6 +39,7 @@ from tui_descent.protocol.events import (
     RangeTestCompleted,
     RatesChanged,
     ReadingsTaken,
+    RecordingChanged,
     Rewound,
     RunEnded,
     RunStarted,
@@ -85,6 +86,7 @@ class History:
         self.parameters = 0
         self.state = StateChanged(state="importing torch")
         self.end_reached: EndReached | None = None
+        self.recording: RecordingChanged | None = None  # the newest, if recording has ever stopped
         self.ended: RunEnded | None = None
         self.knobs: dict[str, str] = {}
         self.unavailable: dict[str, str] = {}
@@ -167,6 +169,8 @@ class History:
                 self._start(event)
             case EndReached():
                 self.end_reached = event
+            case RecordingChanged():
+                self.recording = event
             case RunEnded():
                 self._end(event)
             case KnobTurned():
@@ -447,7 +451,7 @@ class History:
             facts.append(self.layers_changed)
         facts += [*self.log, *self.curvatures, *self.newest_readings.older(self.readings)]
         newest: list[AnyEvent | None] = [self.rates, self.readings, self.device, self.ledger, *self.measured.values()]
-        newest.append(self.end_reached)
+        newest += [self.end_reached, self.recording]
         facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)
         return HistorySent(

@@ -24,7 +24,9 @@ from tui_descent.protocol.events import (
     KnobTurned,
     LaneSteps,
     LedgerTaken,
+    Noted,
     ReadingsTaken,
+    RecordingChanged,
     Rewound,
     RunEnded,
     RunStarted,
@@ -39,6 +41,7 @@ from tui_descent.telemetry.record.step_rows import StepRow, checksum
 
 COMMIT_S = 0.1  # the longest time that an event waits for its commit
 LOOK_S = 0.5  # how often to check that the file is still there, and to try again to write it
+WELL_AFTER_S = 2.0  # recording goes on if there was no trouble for this long: a full disk may have room for a moment
 MAX_WAITING = 16 << 20  # bytes that wait in memory while nothing can be written
 # Readings are recorded at up to this many bytes per second on average: 18 MB an hour. The first ones, and those after
 # quiet times, may come faster.
@@ -71,7 +74,8 @@ class RecordWriter:
         self._row_changed = False
         self._waiting: list[tuple[str, tuple[Any, ...]]] = []  # statements with their values
         self._waiting_bytes = 0
-        self._lost_steps = self._lost_events = 0
+        self._lost = (0, 0)  # steps and other events that there was no room for, since recording has stopped
+        self._reported, self._well_s = "", 0.0
         self._readings = ByteRate(READINGS_PER_S, READINGS_AT_ONCE)
         self._began_s = self._committed_s = self._looked_s = time.monotonic()
         self._spacing, self._since_checkpoint = FIRST_SPACING, 0
@@ -120,6 +124,8 @@ class RecordWriter:
 
     def add(self, event: AnyEvent) -> None:
         """Add an event. It is written by the next `commit`; an intervention is written at once."""
+        if self._connection is None:
+            return
         if isinstance(event, StepsCompleted):
             self._add_steps(event)
             return
@@ -133,7 +139,7 @@ class RecordWriter:
         step = getattr(event, "step", None)
         place = getattr(event, "segment", self._segment), self._steps if step is None else step
         if self._waiting_bytes > MAX_WAITING:
-            self._lost_events += 1
+            self._lost = (self._lost[0], self._lost[1] + 1)
             return
         seq = self._next_seq()
         crc = checksum(seq, after, body.encode() if isinstance(body, str) else body)
@@ -174,7 +180,7 @@ class RecordWriter:
             ):
                 self._row_ended()
                 if self._waiting_bytes > MAX_WAITING:
-                    self._lost_steps += count - start
+                    self._lost = (self._lost[0] + count - start, self._lost[1])
                     break
                 row = self._row = StepRow(self._next_seq(), event.segment, event.first + start)
             start += row.add(event, start)
@@ -204,8 +210,11 @@ class RecordWriter:
         self._seq += 1
         return self._seq
 
-    def maintain(self) -> None:
-        """Write what has waited long enough. Call it often."""
+    def maintain(self) -> list[AnyEvent]:
+        """Write what has waited long enough. Call it often.
+
+        Returns events that say when recording has stopped and when it goes on; they are to be added too.
+        """
         now_s = time.monotonic()
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
@@ -214,6 +223,22 @@ class RecordWriter:
                 self.commit()
         if not self.trouble and now_s - self._committed_s >= COMMIT_S and (self._waiting or self._row_changed):
             self.commit()
+        if self.trouble:
+            self._well_s = now_s + WELL_AFTER_S
+        if self.trouble == self._reported or (not self.trouble and now_s < self._well_s):
+            return []
+        self._reported = self.trouble
+        change = RecordingChanged(step=self._steps, trouble=self.trouble)
+        return [change, Noted(step=self._steps, text=self._report(), level="warning")]
+
+    def _report(self) -> str:
+        if self.trouble:
+            return f"recording has stopped: {self.trouble}; training goes on"
+        steps, events = self._lost
+        self._lost = (0, 0)
+        if not steps and not events:
+            return "recording goes on; nothing is missing"
+        return f"recording goes on; {steps:,} steps and {events:,} events are missing in the record"
 
     def _look(self) -> None:
         """Notice that the file was removed or replaced: what is written to it would be lost."""
@@ -224,17 +249,17 @@ class RecordWriter:
         if not there and self._connection is not None:
             self._connection.close()
             self._connection = None
-            self.trouble = f"{self._path} was removed"
+            self._waiting, self._waiting_bytes, self._row = [], 0, None
+            self.trouble = "its file was removed"
 
     def commit(self) -> None:
         """Write everything that was added, in one transaction. If that fails, `trouble` says why."""
         connection = self._connection
-        if connection is None:
-            self._waiting, self._waiting_bytes = [], 0  # the file has been removed
+        if connection is None:  # the file was removed
             return
         self._committed_s = now_s = time.monotonic()
         seconds = self._before_s + now_s - self._began_s
-        about = {**self._about, "updated": time.time(), "seconds": seconds}
+        about = {**self._about, "updated": time.time(), "seconds": seconds, "seq": self._seq}
         try:
             connection.execute("BEGIN IMMEDIATE")
             for statement, values in self._waiting:
@@ -270,11 +295,6 @@ class RecordWriter:
                 "DELETE FROM checkpoints WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER (ORDER BY id DESC) "
                 "AS n FROM checkpoints) WHERE n % 2 = 0)"
             )
-
-    @property
-    def lost(self) -> tuple[int, int]:
-        """How many steps and how many other events could not be kept in memory until they could be written."""
-        return self._lost_steps, self._lost_events
 
     def close(self) -> None:
         """Write the rest, with a checkpoint of the end, and leave one file without a log beside it."""
