@@ -77,6 +77,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     first_update_ratio: float | None  # the same of the median layer at the first reading
     largest_update: float | None  # the same of the median layer, the largest since the window's start
     peak: float  # the highest loss of two steps in a row since the window's start
+    movement: float | None  # ‖Δ‖/‖w‖ of all parameters together
+    gradient_kept: float | None  # the norm of all gradients over that at the window's start
     step_per_grad: float | None  # ‖Δ‖/‖g‖, g the gradient, of layers whose update is not rounded to 0
     dead: float  # share of dead units in the worst layer
     first_dead: float | None
@@ -93,6 +95,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     decayed_for: float | None  # rate × decay × steps: for how many time constants the decay has acted
     rate_left: float | None  # the learning rate over the largest one since the window's start
     lowest: float  # the lowest mean of ten losses since the window's start
+    lowest_since: float  # the same since the change that began the window was complete
     last_half: tuple[float, float] | None  # by which share the loss has fallen over it, at least and at most
     cosine: float | None  # of each gradient with the next
     curvature: Curvature | None
@@ -127,6 +130,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     weight_decay: float | None
     decoupled: bool
     lowest: float
+    lowest_since: float
     last_half: tuple[float, float] | None
 
 
@@ -185,6 +189,8 @@ class FeatureExtractor:
             first_update_ratio=self.update_ratio(w.first_reading),
             largest_update=w.largest_update,
             peak=w.peak,
+            movement=_movement(last),
+            gradient_kept=_ratio(last.global_grad_norm, w.readings[0].global_grad_norm),
             step_per_grad=_step_per_grad(last),
             dead=max(newest_of(w.readings, "dead_fraction").values(), default=0.0),
             first_dead=_first_share((w.first_reading, *w.early), "dead_fraction"),
@@ -201,6 +207,7 @@ class FeatureExtractor:
             decayed_for=None if w.weight_decay is None or w.rate is None else w.rate * w.weight_decay * w.steps,
             rate_left=w.rate / w.largest_rate if w.rate is not None and w.largest_rate else None,
             lowest=min(w.lowest, now),
+            lowest_since=min(w.lowest_since, now),
             last_half=w.last_half,
             cosine=_mean_cosine(w.readings),
             curvature=w.curvature,
@@ -267,6 +274,16 @@ def _silent_row(readings: Sequence[ReadingsTaken]) -> int | None:
         zero = next((k for k, (_, v) in enumerate(norms) if v != 0), 0)
         rows.append(norms[zero - 1][0] if zero else None)
     return rows[-1] if len(rows) == 2 and rows[0] == rows[1] else None
+
+
+def _movement(reading: ReadingsTaken) -> float | None:
+    """‖Δ‖/‖w‖ of all parameters together; None if they were not measured or are all 0."""
+    update, weight = (math.hypot(*values_of(reading, metric)) for metric in ("update_norm", "weight_norm"))
+    return _ratio(update, weight)
+
+
+def _ratio(now: float | None, before: float | None) -> float | None:
+    return now / before if now and before else None
 
 
 def _step_per_grad(reading: ReadingsTaken) -> float | None:

@@ -180,6 +180,10 @@ class Record:
         """The history just before update `step` of a segment; at the segment's end if there is no such update."""
         return self._history(self._place(segment, step))
 
+    def changes(self) -> list[KnobTurned | Rewound]:
+        """Every intervention, undo, redo and resumption, in the order in which they happened."""
+        return list(self._of_kinds("intervention", "rewound"))
+
     def interventions(self) -> list[KnobTurned]:
         """The interventions that led to the present state, in the order of their steps: without those undone."""
         lineages: dict[int, list[KnobTurned]] = {}  # by segment

@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, RunRangeTest, TurnKnob
 from tui_descent.protocol.events import KnobTurned, Noted, NotFinite, State, Status
+from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.lens_probe import LensProbe
 from tui_descent.training.probes.task_probe import TaskProbe
@@ -20,7 +21,9 @@ from tui_descent.training.steering.command_queue import CommandQueue, QueuedComm
 from tui_descent.training.steering.pace import PaceTimer, RunMode
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
-from tui_descent.training.stop_run import StopRun
+from tui_descent.training.stop_run import COMMAND_KILLED, StopRun
+from tui_descent.training.undo.disk_snapshots import DiskSnapshots
+from tui_descent.training.undo.resumption import Resumption
 from tui_descent.training.undo.undo_stack import UndoStack
 from tui_descent.training.watch.fault import Fault
 from tui_descent.training.watch.layer_list import LayerList
@@ -35,8 +38,8 @@ FAULT_ENDS_AFTER = 50  # after this many finite steps, the next fault counts as 
 class Control:
     """Controls one run between its updates. Everything is done in a fixed order, so a run can be repeated exactly.
 
-    `plan` lists knobs to turn and captions to report, each with the step before which to do so. `explain` finds the
-    cause of a fault.
+    `plan` lists knobs to turn and captions to report, each with the step before which to do so. In a run that was
+    resumed, it also has requests to repeat. `explain` finds the cause of a fault.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Control:
         results: Results,
         layers: LayerList,
         *,
-        plan: Iterable[tuple[int, TurnKnob | str]] = (),
+        plan: Iterable[tuple[int, TurnKnob | str | ClientRequest]] = (),
         undo_stack: UndoStack | None = None,
         curvature: CurvatureProbe | None = None,
         task: TaskProbe | None = None,
@@ -59,6 +62,10 @@ class Control:
         self._explain = explain
         self.mode = RunMode()
         self.undo_stack, self.on_fault = undo_stack, on_fault
+        self._disk: DiskSnapshots | None = None
+        # The segment and the step of the last update before which everything that was due has been done.
+        self._begun: tuple[int, int] | None = None
+        self._is_begun = False  # whether a run that was resumed had done so before the update that comes now
         self._progress, self._steering, self._results = progress, steering, results
         self._curvature, self._task, self._is_scenario = curvature, task, is_scenario
         self._lens = lens
@@ -76,7 +83,7 @@ class Control:
             evaluation=evaluation,
             is_scenario=is_scenario,
         )
-        commands: list[tuple[int, AnyCommand | str]] = [*plan]
+        commands: list[tuple[int, AnyCommand | str | ClientRequest]] = [*plan]
         if progress.link is not None:  # at the same step, knobs come before range tests
             commands += [(at, RunRangeTest()) for at in progress.link.launch.range_test_at]
         self._plan = sorted(commands, key=lambda entry: entry[0])
@@ -221,26 +228,34 @@ class Control:
             if self.mode.paused or progress.ring.flagged():
                 self._process_commands()
         if self.mode.stop_reason is not None:
+            if self._disk is not None:
+                self._disk.save_now("stopped")
             raise StopRun("stopped", self.mode.stop_reason)
 
     def before_update(self) -> None:
         """Do everything that is due before the next update. Raises `StopRun` if the run has to end."""
-        progress, undo_stack, mode = self._progress, self.undo_stack, self.mode
+        progress, undo_stack, mode, disk = self._progress, self.undo_stack, self.mode, self._disk
         progress.interrupted = False
-        if self.steps_to_plan <= 0 or mode.stop_reason is not None or (undo_stack is not None and undo_stack.due):
+        due = (undo_stack is not None and undo_stack.due) or (disk is not None and disk.due)
+        if self.steps_to_plan <= 0 or mode.stop_reason is not None or due:
             self.report_all()
+        if disk is not None:
+            disk.save_if_due()
         while self.steps_to_plan <= 0:
             _, command = self._plan.pop(0)
             if isinstance(command, str):
                 progress.emit(Noted(step=progress.step, text=command, level="caption"))
                 continue
-            self._handler.carry_out(QueuedCommand(ClientRequest(client=0, request=0, source="plan", command=command)))
+            if not isinstance(command, ClientRequest):
+                command = ClientRequest(client=0, request=0, source="plan", command=command)
+            self._handler.carry_out(QueuedCommand(command))
         if undo_stack is not None and undo_stack.take_periodic(progress.segment, progress.step):
             self._handler.report_snapshot("periodic" if progress.step else "start of the run")
         if progress.link is not None and progress.ring is not None:
             now_s = time.monotonic()
             progress.ring.beat(now_s)
             progress.report_memory()
+            self._keep_connected(progress.link)
             keeper_gone = progress.link.lost and self._is_scenario
             slow = mode.paused or self._steering.pace is not None
             if slow or progress.ring.flagged() or keeper_gone or self._queue.due(now_s):
@@ -250,10 +265,44 @@ class Control:
         progress.rewound = False
         if undo_stack is not None:
             undo_stack.state_changed()
-        self._steering.advance()
+        if not self._is_begun:
+            self._steering.advance()
+        self._begun, self._is_begun = (progress.segment, progress.step), False
         self._read_curvature()
         self._picture_task()
         self._count_pre_activations()
+
+    def save_on_disk(self, disk: DiskSnapshots) -> None:
+        """Save the run in these snapshots from now on."""
+        self._disk = self._handler.disk = disk
+        disk.position = self._position
+
+    def save_at_end(self) -> None:
+        """Save the state after the last update, unless that has been done."""
+        if self._disk is not None:
+            self._disk.save_now("all steps made")
+
+    def resume(self, found: Resumption) -> None:
+        """Go on from a snapshot. Call this before the first update."""
+        self._is_begun = found.begun
+        if self.undo_stack is not None:
+            self.undo_stack.earlier = found.in_force
+
+    def _position(self) -> dict[str, Any]:
+        """Where the run is, for a snapshot on disk."""
+        progress, undo_stack = self._progress, self.undo_stack
+        link = progress.link
+        return {
+            "run": "" if link is None else link.launch.run,
+            **progress.place,
+            "parents": [[segment, *parent] for segment, parent in progress.parents.items()],
+            "interventions": progress.interventions,
+            # Without an undo stack, no intervention can have been undone.
+            "in_force": list(range(1, progress.interventions + 1) if undo_stack is None else undo_stack.in_force),
+            "goal": None if math.isinf(self.mode.goal) else int(self.mode.goal),
+            "begun": self._begun == (progress.segment, progress.step) or self._is_begun,
+            "elapsed_s": time.perf_counter() - progress.start_s,
+        }
 
     def hold(self, reason: str, *, broken: bool = False, dropped: bool = False) -> None:
         """Hold the run until a command continues or ends it. With `broken`, an undo returns to the last good snapshot.
@@ -299,6 +348,8 @@ class Control:
         `error` is the exception raised by the loop. If the loop has raised nothing, a fault that is found only now may
         still end the run. So may `fault`, a gradient fault at a step for which `Watch.step` was not called.
         """
+        if self._disk is not None:
+            self._disk.wait()
         if error is not None:
             if fault is not None:
                 self._report_fault(fault)
@@ -332,6 +383,8 @@ class Control:
         """Raise `StopRun`. Before that, tell the keeper that the user's loop is stopping, because a framework may catch
         `StopRun` and save for a long time.
         """
+        if status == "stopped" and self._disk is not None:
+            self._disk.save_now("stopped")
         self.stopped_by = StopRun(status, reason)
         if not self._is_scenario:
             self._progress.set_state("stopping", reason)
@@ -350,7 +403,7 @@ class Control:
                 start_s = time.perf_counter()
                 self._handler.carry_out(queued)
                 self._queue.add_cost(queued, time.perf_counter() - start_s)
-            if link.lost:
+            if link.lost and not self._keep_connected(link):
                 if self._is_scenario:
                     self._stop("stopped", "the keeper has exited")
                 mode.paused = False
@@ -373,6 +426,12 @@ class Control:
             if paused_as[0] == "waiting" and not progress.rewound:  # it has made all its steps
                 self._stop("finished", "")
             self._stop("stopped", mode.stop_reason)
+
+    def _keep_connected(self, link: KeeperLink) -> bool:
+        """Replace a keeper that has died. Returns whether the connection works."""
+        if link.keep_connected() and self._is_scenario and not link.launch.attended:
+            self.mode.stop_reason = self.mode.stop_reason or COMMAND_KILLED  # the keeper was the command itself
+        return not link.lost
 
     def _read_curvature(self, *, paused: bool = False) -> None:
         """Measure the curvature if this is due. While paused or paced, the time is not charged to the budget."""

@@ -68,6 +68,7 @@ class UndoStack:
     user_state: tuple[HoldsState, ...] = ()
     budget_asked: int | None = None
     with_random_state: bool = True
+    earlier: tuple[int, ...] = ()  # interventions in effect from before the run was resumed: they cannot be undone
     _done: list[UndoEntry] = field(default_factory=list)  # in effect, oldest first
     _undone: list[UndoEntry] = field(default_factory=list)  # can be redone, the last one first
     _periodic: list[Snapshot] = field(default_factory=list)
@@ -92,8 +93,8 @@ class UndoStack:
 
     @property
     def in_force(self) -> tuple[int, ...]:
-        """The ids of the interventions that are in effect and can be undone, oldest first."""
-        return tuple(entry.id for entry in self._done)
+        """The ids of the interventions that are in effect, oldest first."""
+        return (*self.earlier, *(entry.id for entry in self._done))
 
     @property
     def due(self) -> bool:
@@ -168,6 +169,8 @@ class UndoStack:
         if good is not None and (last is None or (good is not last.before and good.step >= last.step)):
             return self._rewind_to(good, f"the steps since step {good.step:,}", back=True)
         if last is None:
+            if self.earlier:
+                raise ValueError("nothing to undo: the interventions were made before the run was resumed")
             raise ValueError("nothing to undo: no intervention is in effect")
         if last.before is None:
             self._undone.append(self._done.pop())
