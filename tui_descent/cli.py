@@ -193,6 +193,7 @@ def _add_race(commands: Any) -> None:
         help="up to eight; the default is the scenario's race.optimizers, or sgd,momentum,rmsprop,adam",
     )
     race.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
+    _add_notify(race)
     race.set_defaults(command=_race, **RACE_SETTINGS)
 
 
@@ -304,6 +305,17 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
         "memory, at most 2GB); if one snapshot needs more, u restores only the knob's value",
     )
     parser.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
+    _add_notify(parser)
+
+
+def _add_notify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--notify",
+        metavar="CMD",
+        help="run CMD when the run ends, is held, diverges or has a new finding, as in --notify 'notify-send "
+        "tui-descent'. Its last argument is a sentence; TUI_DESCENT_NOTIFY_EVENT (end, hold, divergence, finding), "
+        "_RUN, _STEP, _LOSS and _TEXT are in its environment. No shell is used. Default: $TUI_DESCENT_NOTIFY",
+    )
 
 
 def _add_presets(commands: Any) -> None:
@@ -550,7 +562,7 @@ def _launch(
     try:
         budget = undo_budget(args.undo_budget)
         every_s, size = snapshot_every_s(args.snapshot_every), snapshot_bytes(args.snapshot_size)
-        rollback = _rollback(args)
+        rollback, notify = _rollback(args), _notify_command(args.notify)
     except ValueError as error:
         return _usage(str(error))
     wanted = Launch(
@@ -564,6 +576,7 @@ def _launch(
         snapshot_every_s=every_s,
         snapshot_bytes=size,
         rollback=rollback,
+        notify=notify,
         **settings,
     )
     return _start(wanted, args.runs_dir, json=headless and args.json)
@@ -845,6 +858,18 @@ def _check(args: argparse.Namespace) -> int:
         return USAGE
     print(escape_controls(f"{args.file}: valid scenario: {scenario.title}"))
     return 0
+
+
+def _notify_command(text: str | None) -> tuple[str, ...]:
+    """The words of `--notify`. Raises `ValueError`, also if there is no such command."""
+    if text is None:
+        return ()
+    from tui_descent.keeper.notifier import words_of
+
+    words = words_of(text)
+    if shutil.which(words[0]) is None:
+        raise ValueError(f"--notify {words[0][:60]}: command not found")
+    return words
 
 
 def _watch_options(args: argparse.Namespace) -> tuple[float, int | None]:
