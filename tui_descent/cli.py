@@ -377,14 +377,22 @@ class _Version(argparse.Action):
 
 
 def _gallery(highlighted: str = "") -> int:
-    """Let the user choose a preset and start it. `highlighted` is the preset that is selected at first."""
+    """Let the user choose a preset to start or a run to open. `highlighted` is the preset that is selected at first."""
     if not on_a_terminal():
         return _print_presets()
     from tui_descent.dashboard.gallery import pick
+    from tui_descent.paths import runs_folder
 
     output.draw_on_stdout()
     chosen = pick(highlighted)
-    return 0 if chosen is None else main(["run", chosen])
+    if chosen is None:
+        return 0
+    if chosen.startswith("run:"):
+        from tui_descent.protocol.run_lock import is_held
+
+        run = chosen.removeprefix("run:")
+        return main(["attach" if is_held(runs_folder() / run) else "replay", run])
+    return main(["run", chosen])
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
