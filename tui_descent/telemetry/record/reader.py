@@ -252,7 +252,7 @@ class Record:
                 return History.receive(sent)
         return None
 
-    def changes(self) -> list[tuple[int, int]]:
+    def places_of_interventions(self) -> list[tuple[int, int]]:
         """The places of the interventions, each as the row of steps before it and how many of its steps."""
         query = (
             "SELECT ifnull((SELECT max(seq) FROM steps WHERE steps.seq < events.seq), 0), after FROM events "
