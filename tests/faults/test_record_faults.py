@@ -30,7 +30,7 @@ from tui_descent.protocol.launch import Launch
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.record import RECORD_FILE, Record, RecordError, RecordWriter, writer
 
-FULL = "the disk is full"
+FULL = "disk full"
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_flipped_bytes_leave_the_rest_readable_and_nothing_wrong(seed: int, good
     true_losses = losses_by_step(wanted[0])
     # The first page is the table of contents: what is behind it stays readable.
     for _ in range(noise.choice([1, 1, 3, 40])):
-        data[noise.randrange(4096 * (seed % 2), len(data))] ^= 1 << noise.randrange(8)
+        data[noise.randrange(1024 * (seed % 2), len(data))] ^= 1 << noise.randrange(8)
     (tmp_path / RECORD_FILE).write_bytes(data)
     found = read_all(tmp_path)
     if found is None:
@@ -308,7 +308,7 @@ def test_damaged_page_costs_only_its_rows(good: Path, tmp_path: Path) -> None:
             pytest.skip("this SQLite cannot tell which pages a table has")
     connection.close()
     page = pages[len(pages) // 2][0] - 1
-    data[page * 4096 : (page + 1) * 4096] = os.urandom(4096)
+    data[page * 1024 : (page + 1) * 1024] = os.urandom(1024)
     (tmp_path / RECORD_FILE).write_bytes(data)
     found = read_all(tmp_path)
     assert found is not None
