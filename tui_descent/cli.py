@@ -37,8 +37,26 @@ if TYPE_CHECKING:
     from tui_descent.scenario.spec import Scenario
 
 USAGE = 2
+MOST_ROLLBACKS = 100
 WITHIN_S = 20.0  # how long to wait for a keeper to end its run
-COMMANDS = ("run", "race", "exec", "presets", "check", "runs", "replay", "export", "doctor")
+COMMANDS = (
+    "run",
+    "resume",
+    "race",
+    "exec",
+    "attach",
+    "send",
+    "stop",
+    "presets",
+    "check",
+    "runs",
+    "replay",
+    "export",
+    "doctor",
+)
+# A race has no undo and no snapshots.
+RACE_SETTINGS: dict[str, Any] = {"undo_budget": "0", "snapshot_every": "off", "snapshot_size": None, "rollback": "0"}
+RUN_HELP = "the beginning of a run's id or name"
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
   tui-descent                    pick a preset
@@ -91,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_race(commands)
     _add_exec(commands)
+    _add_resume(commands)
+    _add_live(commands)
     _add_presets(commands)
     check = commands.add_parser(
         "check",
@@ -136,6 +156,7 @@ def _add_run(commands: Any) -> None:
         '--json prints {"event":"range_test",…}',
     )
     _add_watch_options(run)
+    _add_saving_options(run)
     run.set_defaults(command=_run)
 
 
@@ -172,7 +193,8 @@ def _add_race(commands: Any) -> None:
         help="up to eight; the default is the scenario's race.optimizers, or sgd,momentum,rmsprop,adam",
     )
     race.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
-    race.set_defaults(command=_race, undo_budget="0")
+    _add_notify(race)
+    race.set_defaults(command=_race, **RACE_SETTINGS)
 
 
 def _add_exec(commands: Any) -> None:
@@ -185,8 +207,87 @@ def _add_exec(commands: Any) -> None:
     script.add_argument("--headless", action="store_true", help="no dashboard; print a progress line and a summary")
     script.add_argument("--json", action="store_true", help="headless; print one JSON object per line on stdout")
     _add_watch_options(script)
+    _add_saving_options(script)
     script.add_argument("argv", metavar="-- COMMAND", nargs="+")
     script.set_defaults(command=_exec)
+
+
+def _add_resume(commands: Any) -> None:
+    resume = commands.add_parser(
+        "resume",
+        help="go on with a run that has ended or was killed",
+        description="Go on with a run that has ended or was killed, from its newest good snapshot, with the settings "
+        "that it had.\nInterventions that were made after the snapshot are repeated at their steps. Without RUN, the "
+        "newest run.\n\n"
+        "  tui-descent resume vanishing\n"
+        "  tui-descent resume vanishing --headless --steps 5000\n\n"
+        "A script of exec is started again, in the folder in which it was started; it has to call run.resume().",
+    )
+    resume.add_argument("name", metavar="RUN", nargs="?", help="the beginning of the run's id or name")
+    resume.add_argument("--steps", metavar="N", help="go on until N updates are made in all")
+    resume.add_argument("--headless", action="store_true", help="no dashboard; print a progress line and a summary")
+    resume.add_argument("--json", action="store_true", help="headless; print one JSON object per line on stdout")
+    resume.add_argument("--runs-dir", metavar="DIR", help="the folder of the runs")
+    resume.set_defaults(command=_resume, undo_budget=None, snapshot_every=None, snapshot_size=None, rollback=None)
+
+
+def _add_saving_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--snapshot-every",
+        metavar="MINUTES",
+        help="save the run on disk this often, so that resume can go on with it (default 5; off: never); also at a "
+        "stop and at the end",
+    )
+    parser.add_argument(
+        "--snapshot-size",
+        metavar="SIZE",
+        help="disk space for all snapshots of the run, as in 500MB (default: a tenth of the free space, at most 2GB)",
+    )
+    parser.add_argument(
+        "--rollback",
+        metavar="N",
+        help="when the loss or a gradient is not finite, go back to the last good state with half of the learning "
+        "rate, at most N times (default 0)",
+    )
+
+
+def _add_live(commands: Any) -> None:
+    """The commands for runs that are going on."""
+    attach = commands.add_parser(
+        "attach",
+        help="open the dashboard on a run that is going on",
+        description="Open the dashboard on a run that is going on. Several dashboards may show one run.\n\n"
+        "  tui-descent attach\n  tui-descent attach vanishing --read-only",
+    )
+    attach.add_argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; by default the newest live run")
+    attach.add_argument("--read-only", action="store_true", help="only look: no key changes the run")
+    attach.set_defaults(command=_attach)
+    send = commands.add_parser(
+        "send",
+        help="steer a run that is going on, from a script",
+        description="Send one command to a run and print its reply as JSON. The exit code is 1 if it is rejected.\n\n"
+        "  tui-descent send vanishing residual=on\n  tui-descent send vanishing lr=*0.5 --dry-run\n"
+        "  tui-descent send vanishing pause",
+    )
+    send.add_argument("run", metavar="RUN", help=RUN_HELP)
+    send.add_argument(
+        "change",
+        metavar="KNOB=VALUE",
+        help="a knob, as for --at; or pause, resume, steps=N, undo, redo, mark[=TEXT], evaluate",
+    )
+    send.add_argument("--dry-run", action="store_true", help="only check whether the knob can be turned")
+    send.set_defaults(command=_send)
+    stop = commands.add_parser(
+        "stop",
+        help="stop a run that is going on",
+        description="Stop a run after the step in progress, and wait until it has ended. A script then runs the code "
+        "after\nits loop.\n\n  tui-descent stop vanishing",
+    )
+    stop.add_argument("run", metavar="RUN", help=RUN_HELP)
+    stop.add_argument("--kill", action="store_true", help="end the process at once; nothing is saved")
+    stop.set_defaults(command=_stop)
+    for parser in (attach, send, stop):
+        parser.add_argument("--runs-dir", metavar="DIR", help="parent folder of the runs")
 
 
 def _add_watch_options(parser: argparse.ArgumentParser) -> None:
@@ -204,6 +305,17 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
         "memory, at most 2GB); if one snapshot needs more, u restores only the knob's value",
     )
     parser.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
+    _add_notify(parser)
+
+
+def _add_notify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--notify",
+        metavar="CMD",
+        help="run CMD when the run ends, is held, diverges or has a new finding, as in --notify 'notify-send "
+        "tui-descent'. Its last argument is a sentence; TUI_DESCENT_NOTIFY_EVENT (end, hold, divergence, finding), "
+        "_RUN, _STEP, _LOSS and _TEXT are in its environment. No shell is used. Default: $TUI_DESCENT_NOTIFY",
+    )
 
 
 def _add_presets(commands: Any) -> None:
@@ -265,14 +377,22 @@ class _Version(argparse.Action):
 
 
 def _gallery(highlighted: str = "") -> int:
-    """Let the user choose a preset and start it. `highlighted` is the preset that is selected at first."""
+    """Let the user choose a preset to start or a run to open. `highlighted` is the preset that is selected at first."""
     if not on_a_terminal():
         return _print_presets()
     from tui_descent.dashboard.gallery import pick
+    from tui_descent.paths import runs_folder
 
     output.draw_on_stdout()
     chosen = pick(highlighted)
-    return 0 if chosen is None else main(["run", chosen])
+    if chosen is None:
+        return 0
+    if chosen.startswith("run:"):
+        from tui_descent.protocol.run_lock import is_held
+
+        run = chosen.removeprefix("run:")
+        return main(["attach" if is_held(runs_folder() / run) else "replay", run])
+    return main(["run", chosen])
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
@@ -417,6 +537,7 @@ def _exec(args: argparse.Namespace) -> int:
         headless=headless,
         command=tuple(args.argv),
         terminal_size=_script_terminal_size(headless=headless),
+        working_folder=os.getcwd(),
         watch_budget=budget,
         watch_every=every,
     )
@@ -441,29 +562,50 @@ def _script_terminal_size(*, headless: bool) -> tuple[int, int]:
 def _launch(
     args: argparse.Namespace, *, name: str, headless: bool, scenario: Scenario | None = None, **settings: Any
 ) -> int:
-    """Create the run's folder, then run headless or start a keeper and open the dashboard."""
-    from tui_descent import paths
-    from tui_descent.protocol.channel import ChannelError
-    from tui_descent.protocol.launch import Launch, undo_budget
+    """Start a run with these settings, headless or with a dashboard."""
+    from tui_descent.protocol.launch import Launch, snapshot_bytes, snapshot_every_s, undo_budget
     from tui_descent.scenario.toml import to_table
 
-    if headless:
-        from tui_descent import headless as runner
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # the file's name may not be UTF-8
-    folder = None
     try:
         budget = undo_budget(args.undo_budget)
-        run, folder = paths.new_run(name, args.runs_dir)
-        launch = Launch(
-            run=run,
-            name=name,
-            folder=str(folder),
-            socket=None if headless else str(paths.socket_path(run)),
-            scenario=None if scenario is None else to_table(scenario),
-            attended=not headless,
-            undo_budget=budget,
-            **settings,
-        )
+        every_s, size = snapshot_every_s(args.snapshot_every), snapshot_bytes(args.snapshot_size)
+        rollback, notify = _rollback(args), _notify_command(args.notify)
+    except ValueError as error:
+        return _usage(str(error))
+    wanted = Launch(
+        run="",
+        name=name,
+        folder="",
+        socket=None,
+        scenario=None if scenario is None else to_table(scenario),
+        attended=not headless,
+        undo_budget=budget,
+        snapshot_every_s=every_s,
+        snapshot_bytes=size,
+        rollback=rollback,
+        notify=notify,
+        **settings,
+    )
+    return _start(wanted, args.runs_dir, json=headless and args.json)
+
+
+def _start(wanted: Launch, runs_dir: str | None, *, json: bool = False) -> int:
+    """Create the run's folder, then run headless or start a keeper and open the dashboard.
+
+    `wanted` has the settings of the run; its id, its folder and its socket are chosen here.
+    """
+    from msgspec.structs import replace
+
+    from tui_descent import paths
+    from tui_descent.protocol.channel import ChannelError
+
+    if not wanted.attended:
+        from tui_descent import headless as runner
+    folder = None
+    try:
+        run, folder = paths.new_run(wanted.name, runs_dir)
+        launch = replace(wanted, run=run, folder=str(folder), socket=str(paths.socket_path(run)), resume=None)
         launch.write()
     except (ChannelError, OSError, ValueError) as error:
         if folder is not None:
@@ -473,14 +615,58 @@ def _launch(
         if isinstance(error, OSError):
             return _usage(f"cannot write {error.filename}: {error.strerror}")
         return _usage(str(error))
-    if headless:
-        return runner.run(launch, json=args.json)
-    left = _dashboard(launch)
+    if not launch.attended:
+        return runner.run(launch, json=json)
+    return _follow(_dashboard(launch), launch, runs_dir)
+
+
+def _follow(left: Left, launch: Launch, runs_dir: str | None) -> int:
+    """Do what the user wants after the dashboard of a run. Returns the exit code."""
     if left.then == "restart":
-        return _launch(args, name=name, headless=headless, scenario=scenario, **settings)
-    if left.then == "race" and scenario is not None:
-        return _start_race(args, name, scenario, scenario.race.optimizers, headless=headless)
-    return _gallery(name) if left.then == "gallery" else left.code
+        return _start(launch, runs_dir)
+    if left.then == "race" and launch.scenario is not None:
+        from tui_descent.scenario.toml import from_table
+
+        scenario = from_table(launch.scenario, source="launch", shortened=True)
+        args = argparse.Namespace(runs_dir=runs_dir, force=launch.force, json=False, pace=None, **RACE_SETTINGS)
+        return _start_race(args, launch.name, scenario, scenario.race.optimizers, headless=False)
+    return _gallery(launch.name) if left.then == "gallery" else left.code
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    if args.rollback is None:
+        return 0
+    if (count := _whole(args.rollback)) is None or count > MOST_ROLLBACKS:
+        raise ValueError(f"--rollback {args.rollback[:40]}: allowed: a whole number from 0 to {MOST_ROLLBACKS}")
+    return count
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from tui_descent.protocol.channel import ChannelError
+    from tui_descent.resume import CannotResumeError, prepare, recorded
+    from tui_descent.run_list import RunNotFoundError
+
+    headless = _headless(args)
+    try:
+        steps = None if args.steps is None else _step("--steps", args.steps)
+        launch = recorded(args.name, args.runs_dir)
+        if steps is not None and launch.scenario is None:
+            return _usage("--steps: a script decides itself how many steps it makes")
+        if launch.working_folder:
+            os.chdir(launch.working_folder)  # the script is started from here
+        if launch.scenario is None and launch.command is None:
+            advice = f"TUI_DESCENT_RESUME={launch.run} python your_script.py"
+            return _usage(f"{launch.run} was started by its own script; start it again with: {advice}")
+        launch = prepare(launch, attended=not headless, steps=steps)
+        if headless:
+            from tui_descent import headless as runner
+
+            return runner.run(launch, json=args.json)
+    except (CannotResumeError, RunNotFoundError, ChannelError, ValueError) as error:
+        return _usage(str(error))
+    except OSError as error:
+        return _usage(f"{error.filename}: {error.strerror}")
+    return _follow(_dashboard(launch), launch, args.runs_dir)
 
 
 def _dashboard(launch: Launch) -> Left:
@@ -488,6 +674,7 @@ def _dashboard(launch: Launch) -> Left:
 
     If the user has not stopped the run, it goes on without this process.
     """
+    from tui_descent import live_runs
     from tui_descent.dashboard.left import Left
     from tui_descent.protocol.channel import ChannelError, listen
     from tui_descent.protocol.exit_status import describe_exit
@@ -524,10 +711,71 @@ def _dashboard(launch: Launch) -> Left:
         scenario=launch.scenario,
         keeper_gone=lambda: keeper.poll() is not None,
         run_lives=lambda: is_held(launch.path),
+        come_back=lambda: live_runs.come_back(launch),
     )
     if not left.run_goes_on:
         _end_keeper(launch, keeper)
     return left
+
+
+def _attach(args: argparse.Namespace) -> int:
+    from tui_descent import live_runs
+    from tui_descent.protocol.channel import ChannelError
+    from tui_descent.protocol.launch import LOG_FILE
+    from tui_descent.protocol.run_lock import is_held
+    from tui_descent.run_list import RunNotFoundError
+
+    if not on_a_terminal():
+        return _usage("attach needs a terminal; without one, use tui-descent send or tui-descent stop")
+    try:
+        launch = live_runs.find_live(args.run, args.runs_dir)
+    except (RunNotFoundError, ChannelError, OSError) as error:
+        return _usage(str(error))
+    if launch.socket is None:
+        return _usage(f"{launch.run} has no socket, so nobody can attach to it")
+    output.draw_on_stdout()
+    with interrupts.deferred():
+        from tui_descent.dashboard.app import run_dashboard
+    left = run_dashboard(
+        Path(launch.socket),
+        name=launch.name,
+        log_path=launch.path / LOG_FILE,
+        script=launch.scenario is None,
+        scenario=launch.scenario,
+        keeper_gone=lambda: not is_held(launch.path),
+        run_lives=lambda: is_held(launch.path),
+        read_only=args.read_only,
+        come_back=lambda: live_runs.come_back(launch),
+    )
+    return _follow(left, launch, args.runs_dir)
+
+
+def _send(args: argparse.Namespace) -> int:
+    from tui_descent import live_runs
+
+    return _with_live_run(args, lambda launch: live_runs.send(launch, args.change, dry_run=args.dry_run))
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from tui_descent import live_runs
+
+    return _with_live_run(args, lambda launch: live_runs.stop(launch, kill=args.kill))
+
+
+def _with_live_run(args: argparse.Namespace, act: Callable[[Launch], int]) -> int:
+    from tui_descent import live_runs
+    from tui_descent.client import ClientError
+    from tui_descent.protocol.channel import ChannelError
+    from tui_descent.run_list import RunNotFoundError
+
+    try:
+        launch = live_runs.find_live(args.run, args.runs_dir)
+        return act(launch)
+    except ClientError as error:
+        output.say(f"tui-descent: {launch.run}: {error}")
+        return 1
+    except (RunNotFoundError, ChannelError, ValueError) as error:
+        return _usage(str(error))
 
 
 def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes]) -> None:
@@ -554,7 +802,8 @@ def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes]) -> None:
 
 
 def _not_started(launch: Launch, why: str) -> int:
-    shutil.rmtree(launch.path, ignore_errors=True)
+    if launch.resume is None:
+        shutil.rmtree(launch.path, ignore_errors=True)
     return _usage(why)
 
 
@@ -617,6 +866,18 @@ def _check(args: argparse.Namespace) -> int:
         return USAGE
     print(escape_controls(f"{args.file}: valid scenario: {scenario.title}"))
     return 0
+
+
+def _notify_command(text: str | None) -> tuple[str, ...]:
+    """The words of `--notify`. Raises `ValueError`, also if there is no such command."""
+    if text is None:
+        return ()
+    from tui_descent.keeper.notifier import words_of
+
+    words = words_of(text)
+    if shutil.which(words[0]) is None:
+        raise ValueError(f"--notify {words[0][:60]}: command not found")
+    return words
 
 
 def _watch_options(args: argparse.Namespace) -> tuple[float, int | None]:

@@ -25,9 +25,12 @@ def add_commands(commands: Any) -> None:
     export = commands.add_parser(
         "export",
         help="write a recorded run in another format",
-        description="Write a recorded run in another format. Without --out, it is printed, except for tensorboard.\n"
-        "scenario: a scenario file with the run's interventions as its plan; headless it gives the same losses.\n"
-        "python: a plain PyTorch script of the run; it needs torch alone and gives the same losses.\n\n"
+        description="Write a recorded run in another format. Without --out it is printed, except\n"
+        "for tensorboard.\n\n"
+        "  scenario   a scenario file with the run's interventions as its plan; headless it\n"
+        "             gives the same losses\n"
+        "  python     a plain PyTorch script of the run; it needs torch alone and gives the\n"
+        "             same losses; a run whose net was changed cannot be written so\n\n"
         "  tui-descent export vanishing --to csv --out losses.csv\n"
         "  tui-descent export vanishing --to jsonl | jq 'select(.event == \"reading\")'\n"
         "  tui-descent export vanishing --to tensorboard --out logs/vanishing\n"

@@ -19,7 +19,7 @@ from tui_descent.training.keeper_link import KeeperLink
 def main() -> None:
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else None
     status = sys.argv[2] if len(sys.argv) > 2 else "finished"
-    link = KeeperLink.inherited()
+    link = KeeperLink.inherited() or KeeperLink.joined()
     assert link is not None
     ring = link.make_ring(30)
     link.emit(started(name="fünf → λ", steps=steps, scenario=None, knobs=()))

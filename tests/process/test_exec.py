@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import runpy
 import select
 import signal
@@ -236,15 +237,38 @@ def test_a_run_without_with_ends_with_its_script(executed: dict[str, Outcome]) -
     assert outcome.losses == executed["good"].losses[:8]
 
 
-@pytest.mark.heavy
-def test_a_watch_in_a_child_process_is_reported_plainly(executed: dict[str, Outcome]) -> None:
+@pytest.mark.heavy  # usual: test_joining.py, without torch
+def test_a_watch_in_a_child_process_is_shown(executed: dict[str, Outcome]) -> None:
     outcome = executed["in a child"]
-    words = "watch() was called in a process that a launcher started; exec cannot reach it"
-    assert (outcome.code, outcome.ended["status"]) == (6, "failed")
-    assert outcome.ended["reason"] == f"{words}; the script then failed with exit code 6"
-    assert outcome.ended["log_tail"] == [f"tui-descent: training continues unwatched: {words}", "the script goes on"]
-    assert [line["text"] for line in outcome.events("note")] == [words]
-    assert "lost" not in outcome.stdout + outcome.stderr
+    assert (outcome.code, outcome.ended["status"], outcome.ended["step"]) == (6, "diverged", 8)
+    assert outcome.losses == executed["good"].losses[:8]
+    assert "unwatched" not in outcome.stderr
+
+
+RANKS = SCRIPT.replace(
+    'print("the script goes on")', "import os; print('rank', os.environ.get('RANK', __name__), len(model))"
+)
+SPAWNED = (
+    "import torch.multiprocessing as mp\ndef work(rank):\n    "
+    + "\n    ".join(SCRIPT.format(steps=40, then="pass").splitlines())
+    + "\nif __name__ == '__main__':\n    mp.spawn(work, nprocs=2)\n"
+)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("launcher", ["torchrun", "spawn"])
+def test_a_launcher_with_two_processes_shows_one_of_them(
+    launcher: str, executed: dict[str, Outcome], tmp_path: Path
+) -> None:
+    path = write(tmp_path, launcher, text=RANKS)
+    command: tuple[str, ...] = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(path))
+    if launcher == "spawn":
+        path.write_text(SPAWNED)
+        command = (sys.executable, str(path))
+    outcome = run("exec", "--json", "--headless", "--", *command)
+    assert (outcome.code, outcome.ended["status"], outcome.ended["step"]) == (0, "finished", 40), outcome.stderr
+    assert outcome.losses == executed["good"].losses
+    assert len(outcome.events("run_started")) == 1
 
 
 def test_a_framework_that_catches_the_stop_has_obeyed(executed: dict[str, Outcome]) -> None:
@@ -305,7 +329,8 @@ def test_stop_ends_the_loop_but_not_the_script(kind: str, tmp_path: Path) -> Non
 
 def test_without_exec_a_loop_starts_its_own_keeper_and_leaves_only_its_record(home: Path, tmp_path: Path) -> None:
     outcome = run(command=[sys.executable, str(write(tmp_path, "alone"))])
-    assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "the script goes on\n", "")
+    assert (outcome.code, outcome.stdout) == (0, "the script goes on\n")
+    assert re.fullmatch(r"tui-descent: watching: tui-descent attach my-run-\S+\n", outcome.stderr)
     assert [status for status, _ in recorded(home)] == ["finished"]
     assert list((home / "sockets").iterdir()) == []
 

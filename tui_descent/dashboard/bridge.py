@@ -32,6 +32,7 @@ from tui_descent.protocol.events import (
     CommandRejected,
     Heartbeat,
     HistorySent,
+    Joined,
     KnobTurned,
     Noted,
     Refused,
@@ -160,7 +161,7 @@ class Bridge:
 
     def _take(self, message: ToViewer) -> None:
         match message:
-            case Heartbeat():
+            case Heartbeat() | Joined():
                 return
             case Welcome():
                 self.client, self.run_id, self._has_heartbeat = message.client, message.run, message.heartbeat

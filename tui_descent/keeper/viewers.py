@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_FROM_VIEWER, VERSION, FrameError, decode, from_viewer
-from tui_descent.protocol.commands import HARMLESS, ClientRequest, Hello, Request
+from tui_descent.protocol.commands import HARMLESS, ClientRequest, Hello, Join, Request
 from tui_descent.protocol.events import AnyEvent, Heartbeat, HistorySent, Refused, Welcome
 
 MAX_WAITING = 4 * 1024 * 1024
@@ -35,11 +35,17 @@ class Viewer:
         self.overflowed = False
 
 
+def _refuse_to_join(_: socket.socket) -> None:
+    raise FrameError("this run has no script")
+
+
 class Viewers:
     """All clients of one run; they share one selector.
 
     A new client is sent what `history` returns. `on_request` is called with each request, `on_refused` with a request
-    that a read-only client may not make, `on_leave` with the number of a client that has left.
+    that a read-only client may not make, `on_leave` with the number of a client that has left, `on_join` with the
+    connection of a process that wants to be the trainer; it raises `FrameError` to refuse. `numbers` is the highest
+    number that an earlier keeper of the run has given to a client.
     """
 
     def __init__(
@@ -52,15 +58,17 @@ class Viewers:
         on_request: Callable[[ClientRequest], None],
         on_refused: Callable[[ClientRequest], None] = lambda request: None,
         on_leave: Callable[[int], None] = lambda number: None,
+        on_join: Callable[[socket.socket], None] = _refuse_to_join,
+        numbers: int = 0,
     ) -> None:
         self.seen = 0  # how many clients have ever sent Hello
-        self._numbers = 0
+        self.numbers = numbers  # the highest number of a client so far
         self._listener = listener
         self._selector = selector
         self._run = run
         self._history = history
         self._on_request, self._on_refused = on_request, on_refused
-        self._on_leave = on_leave
+        self._on_leave, self._on_join = on_leave, on_join
         self._all: dict[int, Viewer] = {}
         self._accept_again_s: float | None = None
         self._heartbeat_s = time.monotonic()
@@ -90,8 +98,8 @@ class Viewers:
         if len(self._all) - self.attached >= MAX_WITHOUT_HELLO:
             sock.close()
             return
-        self._numbers += 1
-        viewer = Viewer(Peer(sock, limit=MAX_FROM_VIEWER), self._numbers)
+        self.numbers += 1
+        viewer = Viewer(Peer(sock, limit=MAX_FROM_VIEWER), self.numbers)
         self._all[viewer.number] = viewer
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._receive(viewer))
 
@@ -135,10 +143,15 @@ class Viewers:
         if viewer.peer.closed:
             self._drop(viewer)
 
-    def _handle(self, viewer: Viewer, message: Hello | Request) -> None:
-        if isinstance(message, Hello):
-            if message.version != VERSION:
-                raise FrameError(f"this run uses protocol {VERSION}, the viewer uses protocol {message.version}")
+    def _handle(self, viewer: Viewer, message: Hello | Request | Join) -> None:
+        if isinstance(message, Hello | Join) and message.version != VERSION:
+            raise FrameError(f"this run uses protocol {VERSION}, the viewer uses protocol {message.version}")
+        if isinstance(message, Join):
+            if viewer.welcomed:
+                raise FrameError("a viewer cannot be the trainer")
+            self._on_join(viewer.peer.socket)
+            self._drop(viewer)
+        elif isinstance(message, Hello):
             if not viewer.welcomed and self.attached >= MAX_VIEWERS:
                 raise FrameError(f"full: {MAX_VIEWERS} viewers are attached already; close one of them first")
             if not viewer.welcomed:

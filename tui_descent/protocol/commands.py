@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Source = Literal["key", "send", "plan"]
+Source = Literal["key", "send", "plan", "rollback"]
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="do"):
@@ -26,6 +26,12 @@ class TurnKnob(Command, frozen=True, kw_only=True, tag="turn"):
     scale: float | None = None
     where: str | None = None
     parameters: tuple[tuple[str, int | float], ...] = ()
+
+
+class CheckKnob(Command, frozen=True, kw_only=True, tag="check"):
+    """Check whether a knob could be turned now. Nothing is changed."""
+
+    turn: TurnKnob
 
 
 class Pause(Command, frozen=True, kw_only=True, tag="pause"):
@@ -122,6 +128,7 @@ class ResizeTerminal(Command, frozen=True, kw_only=True, tag="resize"):
 
 AnyCommand = (
     TurnKnob
+    | CheckKnob
     | Pause
     | Resume
     | RunSteps
@@ -140,8 +147,8 @@ AnyCommand = (
 )
 
 
-# The commands of a read-only viewer: they only ask for readings.
-HARMLESS = (WatchCurvature, WatchTask, WatchLens, MeasureBackwardPass)
+# The commands of a read-only viewer: they change nothing in the run.
+HARMLESS = (CheckKnob, WatchCurvature, WatchTask, WatchLens, MeasureBackwardPass)
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="hello"):
@@ -160,7 +167,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="r
     source: Source = "key"
 
 
-FromViewer = Hello | Request
+class Join(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="join"):
+    """The only frame of a process that wants to be the run's trainer. The answer is `Joined`, or `Refused`."""
+
+    version: int
+
+
+FromViewer = Hello | Request | Join
 
 
 class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):

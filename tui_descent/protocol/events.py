@@ -22,6 +22,7 @@ from tui_descent.protocol.task_pictures import TaskPicture
 from tui_descent.protocol.undo_events import Ghost
 from tui_descent.protocol.undo_events import KnobState as KnobState
 from tui_descent.protocol.undo_events import Rewound as Rewound
+from tui_descent.protocol.undo_events import SnapshotSaved as SnapshotSaved
 from tui_descent.protocol.undo_events import SnapshotTaken as SnapshotTaken
 
 State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "testing", "stopping", "ended"]
@@ -490,6 +491,7 @@ AnyEvent = (
     | CommandDone
     | CommandRejected
     | SnapshotTaken
+    | SnapshotSaved
     | Rewound
     | NotFinite
     | Marked
@@ -510,6 +512,10 @@ class Welcome(Event, frozen=True, kw_only=True, tag="welcome"):
     client: int
     run: str
     heartbeat: bool = False
+
+
+class Joined(Event, frozen=True, kw_only=True, tag="joined"):
+    """The answer to a `Join`. With it come the descriptors of the trainer's socket and of the ring."""
 
 
 class Heartbeat(Event, frozen=True, kw_only=True, tag="heartbeat"):
@@ -586,4 +592,4 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     lanes: list[LaneSent] = []
 
 
-ToViewer = AnyEvent | Welcome | Heartbeat | Refused | HistorySent
+ToViewer = AnyEvent | Welcome | Joined | Heartbeat | Refused | HistorySent

@@ -43,6 +43,7 @@ from tui_descent.protocol.events import (
     Rewound,
     RunEnded,
     RunStarted,
+    SnapshotSaved,
     SnapshotTaken,
     StateChanged,
     StepsCompleted,
@@ -109,6 +110,7 @@ class History:
         self.marks: deque[Marked] = deque(maxlen=MAX_ENTRIES)
         self.log: list[LogEntry] = []  # in the order of events
         self.diagnosis: Diagnosed | None = None
+        self.diagnosed_after = 0  # the id of the last intervention before it
         self.measured: dict[str, Measured] = {}
         self.ledger: LedgerTaken | None = None
         self.backward_pass: LedgerTaken | None = None  # the newest one with parts
@@ -208,7 +210,7 @@ class History:
                 self._wiring(event)
             case CommandDone() | LoopObserved():
                 pass
-            case CommandRejected() | Noted() | StepsMissed() | PredictionChecked() | NotFinite():
+            case CommandRejected() | Noted() | StepsMissed() | PredictionChecked() | NotFinite() | SnapshotSaved():
                 self._log(event)
 
     def _turned(self, event: KnobTurned) -> None:
@@ -305,8 +307,10 @@ class History:
             maxlen=MAX_ENTRIES,
         )
         if event.from_step > fork:
-            undone = changed if event.back else None
+            undone = changed if event.back and not event.resumed else None
             label = f"{'undone:' if event.back else 'without'} {event.what}"
+            if event.resumed:
+                label = "made again after the snapshot"
             last = event.from_step - 1
             ghosts.append(Ghost(segment=event.from_segment, first=fork, last=last, label=label, undone=undone))
         self.ghosts = tuple(ghosts[-MAX_GHOSTS:])
@@ -369,10 +373,13 @@ class History:
         if self.diagnosis is None or event.finding != self.diagnosis.finding:
             self._log(event)
         self.diagnosis = event
+        self.diagnosed_after = max((turn.id for turn in self.interventions), default=0)
 
     def _start(self, event: RunStarted) -> None:
         self.started = event
         self.layers, self.parameters = event.layers, event.parameters
+        # A run that is resumed starts again.
+        self.layers_changed, self.structure, self.ended, self.end_reached = None, 0, None, None
         self._update_knobs(event.knobs)
         self.lanes = [LaneHistory() for _ in event.lanes]
         # Without batches the loss has no noise to smooth away, and an average would only lag behind the loss.

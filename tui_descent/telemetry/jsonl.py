@@ -35,11 +35,12 @@ VERSION = 1
 class JsonLines:
     """Turns a run's events into lines. It remembers the net's layers, because readings are written by layer name.
 
-    Control characters are written by number. With `only_ascii`, so is every character that is not ASCII.
+    Control characters are written by number. With `only_ascii`, so is every character that is not ASCII. With
+    `replies`, every reply to a command has a line.
     """
 
-    def __init__(self, *, only_ascii: bool = False) -> None:
-        self._only_ascii = only_ascii
+    def __init__(self, *, only_ascii: bool = False, replies: bool = False) -> None:
+        self._only_ascii, self._replies = only_ascii, replies
         self._layers: tuple[Layer, ...] = ()
         self._structure = 0
         self._nets: tuple[str, ...] = ()
@@ -49,7 +50,8 @@ class JsonLines:
     def lines(self, event: AnyEvent) -> Iterator[str]:
         """The lines of one event: one per step for a `StepsCompleted` or a `LaneSteps`, one for most others.
 
-        There is none for a `CommandDone`, nor for a `TaskTaken` or a `LensTaken`, which are for screens only.
+        There is none for a `TaskTaken` or a `LensTaken`, which are for screens only, nor, without `replies`, for a
+        `CommandDone`.
         """
         for table in self._tables(event):
             if self._first:
@@ -60,6 +62,8 @@ class JsonLines:
 
     def _tables(self, event: AnyEvent) -> Iterator[dict[str, Any]]:
         match event:
+            case CommandDone() if self._replies:
+                yield _table(event)
             case CommandDone() | TaskTaken() | LensTaken() | LedgerTaken(entries=[]):
                 return
             case StepsCompleted():
@@ -153,13 +157,14 @@ def _curvature(event: CurvatureTaken) -> dict[str, Any]:
 
 
 def _rewound(event: Rewound) -> dict[str, Any]:
+    change = "resumed" if event.resumed else "undone" if event.back else "redone"
     return {
         "event": "rewound",
         "from": {"segment": event.from_segment, "step": event.from_step},
         "to": {"segment": event.to_segment, "step": event.to_step},
         "segment": event.segment,
         "step": event.step,
-        "redone" if not event.back else "undone": event.what,
+        change: event.what,
     }
 
 

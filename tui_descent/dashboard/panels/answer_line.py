@@ -14,6 +14,7 @@ from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import (
     AnyCommand,
     CancelRangeTest,
+    CheckKnob,
     Evaluate,
     Mark,
     MeasureBackwardPass,
@@ -84,6 +85,8 @@ def describe(command: AnyCommand) -> str:
     match command:
         case TurnKnob():
             return text_of(command)
+        case CheckKnob():
+            return text_of(command.turn)
         case RunSteps():
             return plural(command.steps, "step")
         case Pause():

@@ -13,7 +13,7 @@ from tui_descent.protocol.layer_names import of_one_net, pair_in_words
 from tui_descent.scenario.metrics import first_to_last_grad
 from tui_descent.telemetry.diagnosis import MIN_STEPS, verdict, without_advice
 from tui_descent.telemetry.history import History
-from tui_descent.telemetry.last_verdict import last_turn
+from tui_descent.telemetry.last_verdict import last_turn, turned_since
 from tui_descent.telemetry.race_history import first_to_reach
 
 QUIT = " · q: quit"
@@ -31,11 +31,7 @@ def diagnosis_line(view: View) -> Words:
     if history.ended is not None:
         return _ended(history.ended)
     if not view.connected:
-        if view.reconnecting:
-            return "reconnecting…", colours.ORANGE, "the connection to the run's keeper was lost", colours.TEXT
-        if not view.trouble:
-            return "connecting", colours.DIM, "to the run's keeper", colours.DIM
-        return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
+        return _not_connected(view)
     if view.keeper_silent_s:
         text = f"the run's keeper does not respond (suspended?){QUIT}"
         return f"silent for {view.silent_s} s", colours.ORANGE, text, colours.TEXT
@@ -71,7 +67,7 @@ def diagnosis_line(view: View) -> Words:
         usual = f"{so_far}; importing usually takes a few seconds" if so_far else "takes a few seconds"
         return "importing torch…", colours.DIM, usual, so_far_style
     if state == "building":
-        return "building the network…", colours.DIM, so_far, so_far_style
+        return "setting up the run…", colours.DIM, so_far, so_far_style
     if state == "testing":
         return "testing", style, f"{reason}; the run is restored afterwards", colours.TEXT
     if state == "stopping":
@@ -133,10 +129,8 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
     history = view.history
     if found.segment != history.segment:
         return "after an undo or redo"
-    last = last_turn(history)
-    if last is None or found.step >= last.step:
-        return ""
-    return f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
+    last = turned_since(history)
+    return "" if last is None else f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
 
 
 def _measured(view: View) -> str:
@@ -160,6 +154,14 @@ def _gradient_flow(view: View) -> str:
     if ratio == 0:
         return f"{first} gets no gradient"
     return f"{first} gets {ratio:.2g}× of {last}'s gradient"
+
+
+def _not_connected(view: View) -> Words:
+    if view.reconnecting:
+        return "reconnecting…", colours.ORANGE, "the connection to the run's keeper was lost", colours.TEXT
+    if not view.trouble:
+        return "connecting", colours.DIM, "to the run's keeper", colours.DIM
+    return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
 
 
 def _ended(ended: RunEnded) -> Words:

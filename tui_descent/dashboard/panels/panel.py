@@ -211,7 +211,7 @@ def waiting_notice(view: View, width: int, height: int, what: str, *, state: boo
     reason = history.ended.reason if history.ended is not None else history.state.reason
     if state and history.started is None and reason:  # the whole reason, because the footer may have no room for it
         return notice([(line, colours.TEXT) for line in textwrap.wrap(safe(reason), max(10, width))], width, height)
-    starting = {"importing torch": "importing torch…", "building": "building the network…"}
+    starting = {"importing torch": "importing torch…", "building": "setting up the run…"}
     first = "next" if view.history.segment else "first"
     waiting = {"running": f"waiting for the {first} {what}…", "paused": f"paused before the {first} {what}"}
     now = view.history.state.state

@@ -160,7 +160,7 @@ class Player:
             self.history.apply(event)
 
     def _positions_of_changes(self) -> tuple[int, ...]:
-        return tuple(self._position_of(Place(0, row, after)) for row, after in self._record.changes())
+        return tuple(self._position_of(Place(0, row, after)) for row, after in self._record.places_of_interventions())
 
     def _position_of(self, place: Place) -> int:
         """The position of a place; in a race that of the next lap."""

@@ -189,6 +189,10 @@ class Record:
         """The history just before update `step` of a segment; at the segment's end if there is no such update."""
         return self._history(self._place(segment, step))
 
+    def changes(self) -> list[KnobTurned | Rewound]:
+        """Every intervention, undo, redo and resumption, in the order in which they happened."""
+        return list(self._of_kinds("intervention", "rewound"))
+
     def interventions(self) -> list[KnobTurned]:
         """The interventions that led to the present state, in the order of their steps: without those undone."""
         lineages: dict[int, list[KnobTurned]] = {}  # by segment
@@ -249,7 +253,7 @@ class Record:
                 return History.receive(sent)
         return None
 
-    def changes(self) -> list[tuple[int, int]]:
+    def places_of_interventions(self) -> list[tuple[int, int]]:
         """The places of the interventions, each as the row of steps before it and how many of its steps."""
         query = (
             "SELECT ifnull((SELECT max(seq) FROM steps WHERE steps.seq < events.seq), 0), after FROM events "

@@ -61,9 +61,16 @@ class RecordWriter:
     `trouble` says why nothing is written at present; "" if all is well.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, history: Callable[[], HistorySent]) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        history: Callable[[], HistorySent],
+        position: Callable[[], dict[str, int]],
+    ) -> None:
         self.trouble = ""
-        self._history = history
+        self.position: dict[str, int] = {}  # what `position` returned at the last commit
+        self._history, self._position = history, position
         self._path = path
         self._connection: sqlite3.Connection | None = connection
         self._file = os.stat(path)
@@ -82,22 +89,27 @@ class RecordWriter:
         self._continue()
 
     @classmethod
-    def open(cls, launch: Launch, history: Callable[[], HistorySent]) -> RecordWriter:
+    def open(
+        cls, launch: Launch, history: Callable[[], HistorySent], position: Callable[[], dict[str, int]] = dict
+    ) -> RecordWriter:
         """Create the run's record, or continue it. Raises `OSError` or `RecordError` if that is not possible.
+
+        `position` is asked at every commit; it returns values of the table `about` that say how much of the trainer's
+        output is recorded.
 
         A damaged record is renamed, so that what is left of it can still be read, and a new one is begun.
         """
         path = launch.path / RECORD_FILE
         try:
             try:
-                writer = cls(connect_to_write(path), path, history)
+                writer = cls(connect_to_write(path), path, history, position)
             except sqlite3.DatabaseError as error:
                 if error_code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                     raise
                 for end in ("", "-wal", "-shm"):
                     with contextlib.suppress(FileNotFoundError):
                         os.rename(f"{path}{end}", f"{path.with_stem('record-damaged')}{end}")
-                writer = cls(connect_to_write(path), path, history)
+                writer = cls(connect_to_write(path), path, history, position)
         except sqlite3.Error as error:
             raise OSError(f"{path}: {describe(error)}") from None
         writer.set(run=launch.run, name=launch.name)
@@ -257,7 +269,8 @@ class RecordWriter:
             return
         self._committed_s = now_s = time.monotonic()
         seconds = self._before_s + now_s - self._began_s
-        about = {**self._about, "updated": time.time(), "seconds": seconds, "seq": self._seq}
+        position = self._position()
+        about = {**self._about, **position, "updated": time.time(), "seconds": seconds, "seq": self._seq}
         try:
             connection.execute("BEGIN IMMEDIATE")
             for statement, values in self._waiting:
@@ -279,7 +292,7 @@ class RecordWriter:
                 self.trouble = describe(error)
             return
         self._waiting, self._waiting_bytes, self._about, self._row_changed = [], 0, {}, False
-        self.trouble = ""
+        self.trouble, self.position = "", position
 
     def _add_checkpoint(self, connection: sqlite3.Connection) -> None:
         self._since_checkpoint = 0

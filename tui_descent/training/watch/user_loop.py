@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import weakref
@@ -13,7 +14,8 @@ from torch import nn
 from tui_descent.instruments.sampler import DEFAULT_BUDGET, Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import Noted
-from tui_descent.training.keeper_link import KeeperLink, is_launched_under_exec
+from tui_descent.protocol.launch import ENV_FOLDER, SECOND_FILE
+from tui_descent.training.keeper_link import KeeperLink, ShownElsewhereError
 from tui_descent.training.several_nets import as_one_net
 from tui_descent.training.undo.user_state import user_holders
 from tui_descent.training.watch.arguments import steered_optimizers
@@ -21,6 +23,7 @@ from tui_descent.training.watch.watch import Watch
 
 Nets = nn.Module | Mapping[str, nn.Module] | Sequence[nn.Module]
 Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | Sequence[torch.optim.Optimizer]
+ANOTHER = "exec shows another process of this script; this one trains normally"
 SECOND = "this process already has a watched run: a second watch() trains normally but is not shown"
 
 
@@ -69,7 +72,8 @@ def watch(
     """Watch a user loop: on the dashboard of `tui-descent exec`, or through a keeper that this call starts.
 
     Under `exec`, only the first run of a process is shown. A loop with a second `watch()` trains normally but is not
-    shown; a warning says so.
+    shown; a warning says so. Of several processes that a launcher such as torchrun has started, the one with rank 0 is
+    shown, or the first if they have no ranks.
 
     With `watch_every=N` a reading is taken at every Nth step. Otherwise readings take at most the share `watch_budget`
     of the time. If neither is given, the options of the command line apply; their default is a budget of 1 %.
@@ -85,16 +89,13 @@ def watch(
     error of ours reaches the loop: a part that fails is switched off, and a note says so. Only `StopRun` does, which
     ends the run. If no keeper can be started, a message says so and the loop trains unwatched.
     """
-    as_one_net(model), steered_optimizers(optimizer)  # raise now, before a keeper is started
-    restored = user_holders(state or {})
+    # These raise now, before a keeper is started.
+    as_one_net(model), steered_optimizers(optimizer), user_holders(state or {})
     link = KeeperLink.inherited()
     if link is None and _shown.exists:
         _shown.warn_second()
-    elif link is None and not is_launched_under_exec():
-        try:
-            link = KeeperLink.with_own_keeper(name)
-        except (ChannelError, OSError) as error:
-            print(f"tui-descent: training continues unwatched: {error}", file=sys.stderr)
+    elif link is None:
+        link = _connect(name)
     launch = link.launch if link else None
     if launch is not None and watch_every is None and watch_budget is None:
         watch_every, watch_budget = launch.watch_every, launch.watch_budget
@@ -106,8 +107,38 @@ def watch(
         name=name,
         sampler=Sampler(every=watch_every, budget=DEFAULT_BUDGET if watch_budget is None else watch_budget),
         on_fault="hold" if launch is not None and launch.attended else "end" if under_exec else "note",
-        state=restored,
+        state=state or {},
     )
     if under_exec:
         _shown.set(run)
     return run
+
+
+def _connect(name: str) -> KeeperLink | None:
+    """The connection of a process that has not inherited one. None, with a message, if it trains unwatched."""
+    if _rank() > 0:
+        return None  # the process with rank 0 is shown
+    try:
+        if (link := KeeperLink.joined()) is not None:
+            return link
+        link = KeeperLink.with_own_keeper(name)
+    except ShownElsewhereError:
+        with contextlib.suppress(OSError):  # only the first of several processes prints it
+            second = os.path.join(os.environ[ENV_FOLDER], SECOND_FILE)
+            os.close(os.open(second, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            print(f"tui-descent: {ANOTHER}", file=sys.stderr)
+        return None
+    except (ChannelError, OSError) as error:
+        print(f"tui-descent: training continues unwatched: {error}", file=sys.stderr)
+        return None
+    print(f"tui-descent: watching: tui-descent attach {link.launch.run}", file=sys.stderr)
+    return link
+
+
+def _rank() -> int:
+    """The number of this process on this machine, among those of a launcher; 0 without a launcher."""
+    for name in ("LOCAL_RANK", "RANK"):
+        if (text := os.environ.get(name, "")).isdecimal():
+            return int(text)
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

@@ -1,0 +1,140 @@
+"""The commands for runs that are going on: `attach` opens a dashboard, `send` steers, `stop` ends a run."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tui_descent import output
+from tui_descent.client import Client, ClientError, connected
+from tui_descent.end_report import print_summary
+from tui_descent.paths import runs_folder
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    CheckKnob,
+    Evaluate,
+    Mark,
+    Pause,
+    Redo,
+    Resume,
+    RunSteps,
+    Stop,
+    TurnKnob,
+    Undo,
+)
+from tui_descent.protocol.events import CommandRejected, RunEnded
+from tui_descent.protocol.launch import Launch
+from tui_descent.protocol.run_lock import has_keeper
+from tui_descent.run_list import find_run, list_runs
+from tui_descent.scenario import knobs
+from tui_descent.telemetry.jsonl import JsonLines
+
+WORDS: dict[str, AnyCommand] = {
+    "pause": Pause(),
+    "resume": Resume(),
+    "evaluate": Evaluate(),
+    "mark": Mark(),
+    "undo": Undo(),
+    "redo": Redo(),
+}
+REDRAW_S = 0.2
+REJECTED_ENDS_WITHIN_S = 2.0
+ENDS_WITHIN_S = 20.0  # from the last event to the end of the keeper
+
+
+def find_live(text: str | None, runs_dir: str | None) -> Launch:
+    """The settings of a live run. Raises `RunNotFoundError`, `ChannelError` or `OSError`."""
+    return Launch.read(find_run(text, runs_dir, live=True).folder)
+
+
+def come_back(launch: Launch) -> str:
+    """The command that opens a dashboard on this run."""
+    folder = launch.path.parent
+    live = [run.run for run in list_runs(str(folder)) if run.live]
+    command = "tui-descent attach" if live in ([], [launch.run]) else f"tui-descent attach {launch.run}"
+    return command if folder == runs_folder() else f"{command} --runs-dir {folder}"
+
+
+def command_of(text: str) -> AnyCommand:
+    """The command that a person types after `send RUN`. Raises `ValueError`.
+
+    A knob with a value that is not allowed is a command too: the run rejects it, and its record says so.
+    """
+    word, sign, value = text.partition("=")
+    if not sign:
+        if word not in WORDS:
+            raise ValueError(f"{text[:40]!a}: allowed: KNOB=VALUE, steps=N, mark=TEXT, {', '.join(WORDS)}")
+        return WORDS[word]
+    if word == "mark":
+        return Mark(text=value)
+    if word == "steps":
+        if not value.isascii() or not value.isdecimal() or len(value) > 15:
+            raise ValueError(f"steps = {value[:40]!a}; allowed: a whole number of steps")
+        return RunSteps(steps=int(value))
+    try:
+        return knobs.parse(text)
+    except ValueError:
+        knob, _, target = word.partition("@")
+        return TurnKnob(knob=knob, value=value, target=target or "all")
+
+
+def send(launch: Launch, text: str, *, dry_run: bool) -> int:
+    """Send one command and print the reply as JSON. Returns 1 if it was rejected.
+
+    Raises `ValueError` and `ClientError`.
+    """
+    command = command_of(text)
+    if dry_run:
+        if not isinstance(command, TurnKnob):
+            raise ValueError(f"--dry-run checks KNOB=VALUE only, not {text[:40]!a}")
+        command = CheckKnob(turn=command)
+    with connected(launch, "send") as client:
+        reply = client.request(command)
+    for line in JsonLines(only_ascii=not output.is_utf8(sys.stdout), replies=True).lines(reply):
+        print(line)
+    return 1 if isinstance(reply, CommandRejected) else 0
+
+
+def stop(launch: Launch, *, kill: bool) -> int:
+    """Stop a run and wait until it has ended. Returns the exit code. Raises `ClientError`."""
+    with connected(launch, "stop") as client:
+        reply = client.request(Stop(kill=kill)) if client.history.ended is None else None
+        progress = _Progress(client, rejected=reply if isinstance(reply, CommandRejected) else None)
+        if client.history.ended is None:
+            client.wait(lambda message: isinstance(message, RunEnded), progress.tick)
+        progress.clear()
+    end_s = time.monotonic() + ENDS_WITHIN_S
+    while has_keeper(launch.path) and time.monotonic() < end_s:
+        time.sleep(0.02)
+    print_summary(client.history)
+    return 0
+
+
+class _Progress:
+    """The line on stderr that shows what a run that is to end still does.
+
+    If the request was `rejected`, the run may have ended at that moment. Otherwise `tick` raises `ClientError`.
+    """
+
+    def __init__(self, client: Client, *, rejected: CommandRejected | None) -> None:
+        self._rejected = rejected
+        self._client, self._is_live = client, sys.stderr.isatty()
+        self._begun_s = time.monotonic()
+        self._due_s, self._width = 0.0, 0
+
+    def tick(self) -> None:
+        now_s = time.monotonic()
+        if self._rejected is not None and now_s > self._begun_s + REJECTED_ENDS_WITHIN_S:
+            raise ClientError(self._rejected.reason)
+        if not self._is_live or now_s < self._due_s:
+            return
+        self._due_s = now_s + REDRAW_S
+        history = self._client.history
+        why = f": {history.state.reason}" if history.state.reason else ""
+        text = f"stopping at step {history.steps:,} ({now_s - self._begun_s:.0f} s){why}"[:79]
+        output.draw("\r" + text.ljust(self._width))
+        self._width = len(text)
+
+    def clear(self) -> None:
+        if self._width:
+            output.draw("\r" + " " * self._width + "\r")
