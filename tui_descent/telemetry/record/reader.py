@@ -191,7 +191,7 @@ class Record:
 
     def changes(self) -> list[KnobTurned | Rewound]:
         """Every intervention, undo, redo and resumption, in the order in which they happened."""
-        return list(self._of_kinds("intervention", "rewound"))
+        return list(self._interventions_and_undos())
 
     def interventions(self) -> list[KnobTurned]:
         """The interventions that led to the present state, in the order of their steps: without those undone."""
