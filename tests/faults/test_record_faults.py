@@ -17,6 +17,7 @@ import pytest
 from factories import reading, started, steps, turned, vanishing
 from scripted_trainer import WITHIN_S, ScriptedTrainer
 
+from tui_descent import cli
 from tui_descent.protocol.events import (
     AnyEvent,
     Evaluated,
@@ -177,6 +178,23 @@ def test_run_on_a_full_disk_goes_on_and_its_record_catches_up(
     with Record.open(trainer.launch.path) as record:
         assert record.about.status == "finished"
         assert record._connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_without_room_for_a_run_it_is_refused_before_training(
+    how: str, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if how == "full":
+        with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    monkeypatch.setenv("TUI_DESCENT_HOME", str(small_disk))
+    assert cli.main(["run", "healthy", "--headless", "--steps", "5"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tui-descent: cannot ")
+    assert {"full": "No space left on device", "read-only": "Read-only file system"}[how] in line
 
 
 def test_run_whose_folder_is_removed_goes_on(home: Path) -> None:
