@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tui_descent import __version__, output, run_commands
 from tui_descent.doctor import command as doctor_command
+from tui_descent.output import on_a_terminal
 
 if TYPE_CHECKING:
     import subprocess
@@ -49,6 +50,7 @@ COMMANDS = (
     "presets",
     "check",
     "runs",
+    "replay",
     "export",
     "doctor",
 )
@@ -191,6 +193,7 @@ def _add_race(commands: Any) -> None:
         help="up to eight; the default is the scenario's race.optimizers, or sgd,momentum,rmsprop,adam",
     )
     race.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
+    _add_notify(race)
     race.set_defaults(command=_race, **RACE_SETTINGS)
 
 
@@ -302,6 +305,17 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
         "memory, at most 2GB); if one snapshot needs more, u restores only the knob's value",
     )
     parser.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
+    _add_notify(parser)
+
+
+def _add_notify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--notify",
+        metavar="CMD",
+        help="run CMD when the run ends, is held, diverges or has a new finding, as in --notify 'notify-send "
+        "tui-descent'. Its last argument is a sentence; TUI_DESCENT_NOTIFY_EVENT (end, hold, divergence, finding), "
+        "_RUN, _STEP, _LOSS and _TEXT are in its environment. No shell is used. Default: $TUI_DESCENT_NOTIFY",
+    )
 
 
 def _add_presets(commands: Any) -> None:
@@ -363,14 +377,22 @@ class _Version(argparse.Action):
 
 
 def _gallery(highlighted: str = "") -> int:
-    """Let the user choose a preset and start it. `highlighted` is the preset that is selected at first."""
+    """Let the user choose a preset to start or a run to open. `highlighted` is the preset that is selected at first."""
     if not on_a_terminal():
         return _print_presets()
     from tui_descent.dashboard.gallery import pick
+    from tui_descent.paths import runs_folder
 
     output.draw_on_stdout()
     chosen = pick(highlighted)
-    return 0 if chosen is None else main(["run", chosen])
+    if chosen is None:
+        return 0
+    if chosen.startswith("run:"):
+        from tui_descent.protocol.run_lock import is_held
+
+        run = chosen.removeprefix("run:")
+        return main(["attach" if is_held(runs_folder() / run) else "replay", run])
+    return main(["run", chosen])
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
@@ -548,7 +570,7 @@ def _launch(
     try:
         budget = undo_budget(args.undo_budget)
         every_s, size = snapshot_every_s(args.snapshot_every), snapshot_bytes(args.snapshot_size)
-        rollback = _rollback(args)
+        rollback, notify = _rollback(args), _notify_command(args.notify)
     except ValueError as error:
         return _usage(str(error))
     wanted = Launch(
@@ -562,6 +584,7 @@ def _launch(
         snapshot_every_s=every_s,
         snapshot_bytes=size,
         rollback=rollback,
+        notify=notify,
         **settings,
     )
     return _start(wanted, args.runs_dir, json=headless and args.json)
@@ -845,6 +868,18 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
+def _notify_command(text: str | None) -> tuple[str, ...]:
+    """The words of `--notify`. Raises `ValueError`, also if there is no such command."""
+    if text is None:
+        return ()
+    from tui_descent.keeper.notifier import words_of
+
+    words = words_of(text)
+    if shutil.which(words[0]) is None:
+        raise ValueError(f"--notify {words[0][:60]}: command not found")
+    return words
+
+
 def _watch_options(args: argparse.Namespace) -> tuple[float, int | None]:
     """The values of `--watch-budget` (`1%` and `0.01` both give 0.01) and `--watch-every`. Raises `ValueError`."""
     text = args.watch_budget
@@ -869,14 +904,6 @@ def _headless(args: argparse.Namespace) -> bool:
         output.say("tui-descent: no terminal; running headless")
         return True
     return False
-
-
-def on_a_terminal() -> bool:
-    """Whether stdin and stdout are a terminal that can show the dashboard."""
-    streams = (sys.stdin, sys.stdout)
-    return all(stream is not None and stream.isatty() for stream in streams) and (
-        os.environ.get("TERM", "") not in ("", "dumb")
-    )
 
 
 def _usage(*lines: str) -> int:

@@ -12,12 +12,25 @@ FORMATS = ("csv", "jsonl", "tensorboard", "scenario", "python")
 def add_commands(commands: Any) -> None:
     """Add the commands to the parser."""
     _add_runs(commands)
+    replay = commands.add_parser(
+        "replay",
+        help="open the dashboard over a recorded run, with a time cursor",
+        description="Open the dashboard over a recorded run, with a time cursor. RUN is the beginning of a run's id or "
+        "name;\nwithout it, the newest recorded run is shown. ← and → move the cursor, space plays.\n\n"
+        "  tui-descent replay vanishing",
+    )
+    replay.add_argument("name", metavar="RUN", nargs="?")
+    replay.add_argument("--runs-dir", metavar="DIR", help="the folder of the runs")
+    replay.set_defaults(command=_later("replay"))
     export = commands.add_parser(
         "export",
         help="write a recorded run in another format",
-        description="Write a recorded run in another format. Without --out, it is printed, except for tensorboard.\n"
-        "scenario: a scenario file with the run's interventions as its plan; headless it gives the same losses.\n"
-        "python: a plain PyTorch script of the run; it needs torch alone and gives the same losses.\n\n"
+        description="Write a recorded run in another format. Without --out it is printed, except\n"
+        "for tensorboard.\n\n"
+        "  scenario   a scenario file with the run's interventions as its plan; headless it\n"
+        "             gives the same losses\n"
+        "  python     a plain PyTorch script of the run; it needs torch alone and gives the\n"
+        "             same losses; a run whose net was changed cannot be written so\n\n"
         "  tui-descent export vanishing --to csv --out losses.csv\n"
         "  tui-descent export vanishing --to jsonl | jq 'select(.event == \"reading\")'\n"
         "  tui-descent export vanishing --to tensorboard --out logs/vanishing\n"

@@ -9,10 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import factories
 import pytest
 from exported_runs import MadeRun, make_run, printed_losses
+from msgspec import structs
 
 from tui_descent.export.errors import ExportError
+from tui_descent.export.python.script import About, python_script
 from tui_descent.export.python.text import quoted
 from tui_descent.scenario import presets
 from tui_descent.scenario.optimizers import NAMES
@@ -224,6 +227,21 @@ def test_each_change_of_the_net_is_refused(turn: str) -> None:
     run = made((DIGITS + MLP, "sgd", "float32", (f"2:{turn}",)), steps=4)
     with pytest.raises(ExportError, match=f"step 2: {turn.split('=')[0].split('@')[0]} "):
         run.script()
+
+
+HOSTILE = 'a"""; raise SystemExit(9)  # \\""" \n raise SystemExit(9)'
+
+
+def test_names_from_others_stay_text(tmp_path: Path) -> None:
+    points = tmp_path / 'p"""; raise SystemExit(9)  # \\.csv'
+    points.write_text("".join(f"{n},{n * n % 7},{'ab'[n % 2]}\n" for n in range(30)))
+    tables = f"[data]\nname = 'own-points'\npath = '{points}'\n{MLP}"
+    scenario = from_text(f"title = 't'\n{tables}[run]\nsteps = 2\nthreads = 1\n", source="t")
+    run = make_run(structs.replace(scenario, title=HOSTILE))
+    about = About(run=HOSTILE, steps=2, threads=1, device=HOSTILE, versions={"torch": HOSTILE})
+    turned = [structs.replace(factories.turned(1, "0.1", "0.2", knob="lr", value="0.1"), old=HOSTILE)]
+    script = python_script(run.scenario, turned, about)
+    assert printed_losses(tmp_path, {"script": script})["script"] == run.losses
 
 
 def test_script_ends_where_the_run_ended() -> None:

@@ -11,8 +11,8 @@ def add_command(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="check terminal, torch, devices and folders: what works, what does not, what to do",
-        description="Check the terminal, torch, its devices, the folders of runs, and what happens at a logout. The "
-        "exit code is 1\nif tui-descent cannot be used here.\n\n"
+        description="Check the terminal, torch, its devices, the folders of runs, and what happens at\n"
+        "a logout. The exit code is 1 if tui-descent cannot be used here.\n\n"
         "  tui-descent doctor\n"
         "  tui-descent doctor --json | jq 'select(.status != \"ok\")'",
     )

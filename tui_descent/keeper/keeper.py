@@ -21,6 +21,7 @@ from tui_descent.keeper.diagnosis import DiagnosisEvents
 from tui_descent.keeper.ending import Ending
 from tui_descent.keeper.event_stream import EventStream
 from tui_descent.keeper.gpu import Gpus
+from tui_descent.keeper.notifier import Notifier
 from tui_descent.keeper.past import Past
 from tui_descent.keeper.requests import Requests
 from tui_descent.keeper.trainer import Trainer
@@ -87,6 +88,7 @@ class Keeper:
         self._diagnosis = DiagnosisEvents()
         self._gpus = Gpus()
         self._on_event = on_event
+        self._notifier = Notifier.of(launch, self.history)
         self._selector = selectors.DefaultSelector()
         self._viewers: Viewers | None = None
         self._socket_file: tuple[int, int] | None = None  # device and inode of the file at `launch.socket`
@@ -291,6 +293,8 @@ class Keeper:
             recorded = self._stream.events if self._record is None else self._record.position.get("link_events", 0)
             if self._record is not None or not self._recorded:
                 self._stream.ring.set_recorded(recorded)
+        if self._notifier is not None and (trouble := self._notifier.trouble()):
+            self._publish(Noted(step=self.history.steps, text=trouble, level="warning"))
 
     def _keep_socket(self, viewers: Viewers) -> None:
         """Create the socket's file again if it is gone. At a logout, for example, the runtime folder is deleted."""
@@ -421,6 +425,8 @@ class Keeper:
             self._record.add(event)  # an intervention is written before viewers learn of it
         if self._viewers is not None:
             self._viewers.publish(event)
+        if self._notifier is not None:
+            self._notifier.add(event)
         if isinstance(event, RunEnded):
             self.ended = event
         if self._on_event is not None:
@@ -445,6 +451,8 @@ class Keeper:
             self._wait(TICK_S)
 
     def _close(self) -> None:
+        if self._notifier is not None:
+            self._notifier.close()
         if self._record is not None:
             self._record.close()
         if self._viewers is not None:

@@ -81,6 +81,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     rollback: int = 0
     working_folder: str = ""
     terminal_size: tuple[int, int] = (80, 24)
+    notify: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:

@@ -206,6 +206,8 @@ class KeeperLink:
         """Whether another keeper may take the place of one that dies."""
         if self._forked or self._closed or self._abandoned or self.ring is None or self.ring.left():
             return False
+        if self.launch.socket is None:  # the keeper is not a process of its own
+            return False
         often = len(self._replaced_s) == MAX_REPLACED
         return not often or time.monotonic() > self._replaced_s[0] + REPLACED_WITHIN_S
 

@@ -36,6 +36,9 @@ def diagnosis_line(view: View) -> Words:
         text = f"the run's keeper does not respond (suspended?){QUIT}"
         return f"silent for {view.silent_s} s", colours.ORANGE, text, colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
+    if view.replay and state in ("held", "paused", "waiting"):
+        at = f"before step {with_commas(history.steps)}"
+        return state, colours.state_style(state), f"{at}: {reason}" if reason else at, colours.TEXT
     if view.stopping and state != "stopping":
         text = f"waiting for the script's next step{KILL}"
         return "stopping…", colours.state_style("stopping"), text, colours.TEXT
@@ -71,7 +74,12 @@ def diagnosis_line(view: View) -> Words:
         return "stopping…", style, f"{reason}{KILL if view.stopping else ''}", colours.TEXT
     if history.started is None and reason:  # a script's `watch()` that cannot be reached
         return "not shown", colours.ORANGE, reason, colours.TEXT
-    found = history.diagnosis
+    return _diagnosis(view)
+
+
+def _diagnosis(view: View) -> Words:
+    """What the diagnosis of a running run says."""
+    history, found = view.history, view.history.diagnosis
     if found is None:
         steps = history.started.steps if history.started is not None else None
         if steps is not None and max(steps, history.steps) < MIN_STEPS:

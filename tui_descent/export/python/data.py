@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from tui_descent.export.errors import ExportError
-from tui_descent.export.python.text import block, joined, quoted
+from tui_descent.export.python.text import block, joined, plain, quoted
 from tui_descent.scenario.own_data import images, points
 from tui_descent.scenario.own_data import text as own_text
 from tui_descent.scenario.own_data.files import GZIP_MAGIC, SAMPLES, read_text
@@ -224,7 +224,7 @@ def _own_text(spec: OwnTextData, context: int) -> DataCode:
     embedded = ""
     if spec.path:
         text = f"{_open_text(path)}.read()"
-        what = f"The text {path.name}"
+        what = f"The text {plain(path.name)}"
     else:
         raw = read_text(path, own_text.MAX_BYTES)
         embedded = _text("TEXT", raw, "Shakespeare's sonnets, an extract.")
@@ -271,7 +271,7 @@ def _own_points(spec: OwnPointsData) -> DataCode:
     skip = "" if not heading else f"[{heading}:]  # without the heading"
     embedded = ""
     if spec.path:
-        text, what = f"{_open_text(path)}.read()", f"The points in {path.name}"
+        text, what = f"{_open_text(path)}.read()", f"The points in {plain(path.name)}"
     else:
         embedded = _text("POINTS", raw, "x, y and label of each point.")
         text, what = "POINTS", "The points below"
@@ -305,7 +305,7 @@ def _own_images(spec: OwnImagesData) -> DataCode:
             content = _bytes(name, path.read_bytes(), f"The file {path.name}.")
             embedded = joined(embedded, content, blank_lines=1)
             reads.append(f"gzip.decompress(base64.b64decode({name}))")
-    what = f"The images in {image_path.name}" if spec.path else "The images below"
+    what = f"The images in {plain(image_path.name)}" if spec.path else "The images below"
     load = block(f'''
 def load():
     """{what}, normalised; {sizes.held_out:,} are held out."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from tui_descent.export.errors import ExportError
 from tui_descent.export.python import optimizers, schedules
 from tui_descent.export.python.optimizers import Settings
+from tui_descent.export.python.text import plain
 from tui_descent.protocol.events import KnobTurned
 from tui_descent.protocol.layer_names import in_words
 from tui_descent.scenario import knobs
@@ -146,7 +147,7 @@ class _Writer:
             self._now.count(turn.step - self._step)
             self._step = turn.step
             made = turns[turn.knob](turn)
-            self._plan.lines.setdefault(turn.step, []).extend([f"# {_words(turn)}", *made])
+            self._plan.lines.setdefault(turn.step, []).extend([f"# {plain(_words(turn))}", *made])
 
     def _options(self, key: str, value: str, *, only: str = "") -> list[str]:
         """Lines that set an option of all optimizers, or of those that have it."""

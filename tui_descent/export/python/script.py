@@ -10,7 +10,7 @@ import msgspec
 
 from tui_descent.export.python import data, nets, optimizers, schedules, surfaces
 from tui_descent.export.python.interventions import Plan
-from tui_descent.export.python.text import block, joined
+from tui_descent.export.python.text import block, joined, plain
 from tui_descent.protocol.events import KnobTurned
 from tui_descent.scenario.spec import (
     Scenario,
@@ -68,18 +68,17 @@ def python_script(scenario: Scenario, interventions: Sequence[KnobTurned], about
 
 def _head(scenario: Scenario, about: About, body: str) -> str:
     """The docstring, the imports that the body needs, and the settings."""
-    versions = [f"{name} {about.versions[name]}" for name in ("torch", "python") if name in about.versions]
+    versions = [plain(f"{name} {about.versions[name]}") for name in ("torch", "python") if name in about.versions]
     with_ = f" with {' and '.join(versions)}" if versions else ""
     threads = f"{about.threads} thread{'s' * (about.threads != 1)}"
     note = f"It needs torch alone. On a CPU{with_} and {threads}, its losses are bit for bit those of the run."
     if about.device != "cpu":
-        note = f"It needs torch alone. The run was on {about.device}; on a CPU the last digits of the losses differ."
-    title = scenario.title.replace("\\", "\\\\").replace('"', "'")
+        note = f"It needs torch alone. The run was on {plain(about.device)}; on a CPU the losses differ a little."
     intro = "\n".join(
         [
-            f'"""{title}',
+            f'"""{plain(scenario.title)}',
             "",
-            *textwrap.wrap(f"A plain PyTorch script of the tui-descent run {about.run}. {note}", 98),
+            *textwrap.wrap(f"A plain PyTorch script of the tui-descent run {plain(about.run)}. {note}", 98),
             '"""',
         ]
     )

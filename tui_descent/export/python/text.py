@@ -16,6 +16,12 @@ def joined(*pieces: str, blank_lines: int = 0) -> str:
     return ("\n" * (blank_lines + 1)).join(piece for piece in pieces if piece)
 
 
+def plain(text: str) -> str:
+    """A text that can stand in a docstring or a comment and cannot end it: a name may come from somebody else."""
+    text = text.replace("\\", "/").replace('"', "'")
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def quoted(text: str) -> str:
     """A string literal in double quotes."""
     return json.dumps(text, ensure_ascii=False)  # every escape of JSON is one of Python, too

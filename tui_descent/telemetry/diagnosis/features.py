@@ -133,6 +133,16 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     lowest_since: float
     last_half: tuple[float, float] | None
 
+    @property
+    def is_long(self) -> bool:
+        """Whether there are losses of a whole long window."""
+        return len(self.losses) >= LONG_WINDOW
+
+    @property
+    def newest_readings(self) -> list[ReadingsTaken]:
+        """The readings of the last half of a window."""
+        return [reading for reading in self.readings if reading.step > self.readings[-1].step - HALF]
+
 
 class FeatureExtractor:
     """Computes the features of a net with these layers.
@@ -152,14 +162,12 @@ class FeatureExtractor:
 
     def features(self, w: Window) -> Features:
         """What the losses and readings of a window show."""
-        window, last = w.losses[-WINDOW:], w.readings[-1]
-        newest = [r for r in w.readings if r.step > last.step - HALF]
+        window, newest, last = w.losses[-WINDOW:], w.newest_readings, w.readings[-1]
         earlier = statistics.fmean(window[-2 * THIRD : -THIRD])
         fell = earlier - statistics.fmean(window[-THIRD:])
         slope, error, noise = fit_line(window[-2 * THIRD :])
-        now = statistics.fmean(window[-TAIL:])
-        long = len(w.losses) >= LONG_WINDOW
-        long_slope, long_error, _ = fit_line(w.losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
+        now, two = statistics.fmean(window[-TAIL:]), w.readings[-2:]
+        long_slope, long_error, _ = fit_line(w.losses[-LONG_WINDOW:]) if w.is_long else (0.0, 1.0, 0.0)
         early_product = next((p for r in (w.first_reading, *w.early) if (p := self.product(r)) is not None), None)
         return Features(
             guess=w.guess,
@@ -175,10 +183,10 @@ class FeatureExtractor:
             fall=fell / max(abs(earlier), 1e-300),
             slope=slope / max(error, 1e-300),
             noise=noise,
-            expected=expected_loss(w.losses, w.guess) if long else None,
-            long_fall=long_fall(w.losses, w.guess) if long else None,
-            long_fell=-long_slope * LONG_WINDOW if long else None,
-            long_slope=long_slope / max(long_error, 1e-300) if long else None,
+            expected=expected_loss(w.losses, w.guess) if w.is_long else None,
+            long_fall=long_fall(w.losses, w.guess) if w.is_long else None,
+            long_fell=-long_slope * LONG_WINDOW if w.is_long else None,
+            long_slope=long_slope / max(long_error, 1e-300) if w.is_long else None,
             steps=w.steps,
             readings=w.taken,
             blocks=len(self.rows) or len(self.alike),
@@ -199,8 +207,8 @@ class FeatureExtractor:
             weight_size=self._weight_size(last),
             weight_scale=self._weight_scale(last),
             silent_row=_silent_row(w.readings),
-            no_gradient=len(w.readings) > 1 and all(r.global_grad_norm == 0 for r in w.readings[-2:]),
-            no_weight_gradient=len(w.readings) > 1 and all(_only_biases_learn(r) for r in w.readings[-2:]),
+            no_gradient=len(two) > 1 and all(r.global_grad_norm == 0 for r in two),
+            no_weight_gradient=len(two) > 1 and all(_only_biases_learn(r) for r in two),
             kept=_kept(w.run_reading, last),
             kept_recently=_kept(w.first_reading, last),
             decay_share=_decay_share(newest, w.weight_decay, w.rate if w.decoupled else None),
