@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import Run, launch_of, losses_of
+from killed_run import Run, launch_of, losses_of
 
 from tui_descent.protocol.events import KnobTurned, Noted, Rewound, RunEnded
 from tui_descent.protocol.launch import Launch
