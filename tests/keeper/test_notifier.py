@@ -124,6 +124,16 @@ def test_each_kind_has_a_bounded_rate(told: Notifier, written: Path, monkeypatch
     )
 
 
+def test_loss_that_stays_nan_is_notified_once(told: Notifier, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(notifier.time, "monotonic", lambda: now_s)
+    for _ in range(60):  # such a loop reports it every thousand steps
+        told.add(LOSS_NAN)
+        now_s += 9.0
+    monkeypatch.undo()
+    assert len(lines(told, written)) == 1
+
+
 def test_the_end_is_notified_once_even_if_much_was_notified_before(told: Notifier, written: Path) -> None:
     told.add(EndReached(segment=0, step=3, loss=0.5))
     told.add(RunEnded(status="finished", step=3))
