@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tui_descent import __version__, output, run_commands
 from tui_descent.doctor import command as doctor_command
+from tui_descent.output import on_a_terminal
 
 if TYPE_CHECKING:
     import subprocess
@@ -49,6 +50,7 @@ COMMANDS = (
     "presets",
     "check",
     "runs",
+    "replay",
     "export",
     "doctor",
 )
@@ -381,14 +383,22 @@ class _Version(argparse.Action):
 
 
 def _gallery(highlighted: str = "") -> int:
-    """Let the user choose a preset and start it. `highlighted` is the preset that is selected at first."""
+    """Let the user choose a preset to start or a run to open. `highlighted` is the preset that is selected at first."""
     if not on_a_terminal():
         return _print_presets()
     from tui_descent.dashboard.gallery import pick
+    from tui_descent.paths import runs_folder
 
     output.draw_on_stdout()
     chosen = pick(highlighted)
-    return 0 if chosen is None else main(["run", chosen])
+    if chosen is None:
+        return 0
+    if chosen.startswith("run:"):
+        from tui_descent.protocol.run_lock import is_held
+
+        run = chosen.removeprefix("run:")
+        return main(["attach" if is_held(runs_folder() / run) else "replay", run])
+    return main(["run", chosen])
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
@@ -900,14 +910,6 @@ def _headless(args: argparse.Namespace) -> bool:
         output.say("tui-descent: no terminal; running headless")
         return True
     return False
-
-
-def on_a_terminal() -> bool:
-    """Whether stdin and stdout are a terminal that can show the dashboard."""
-    streams = (sys.stdin, sys.stdout)
-    return all(stream is not None and stream.isatty() for stream in streams) and (
-        os.environ.get("TERM", "") not in ("", "dumb")
-    )
 
 
 def _usage(*lines: str) -> int:

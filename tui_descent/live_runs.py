@@ -38,6 +38,7 @@ WORDS: dict[str, AnyCommand] = {
     "redo": Redo(),
 }
 REDRAW_S = 0.2
+REJECTED_ENDS_WITHIN_S = 2.0
 ENDS_WITHIN_S = 20.0  # from the last event to the end of the keeper
 
 
@@ -97,13 +98,10 @@ def send(launch: Launch, text: str, *, dry_run: bool) -> int:
 def stop(launch: Launch, *, kill: bool) -> int:
     """Stop a run and wait until it has ended. Returns the exit code. Raises `ClientError`."""
     with connected(launch, "stop") as client:
+        reply = client.request(Stop(kill=kill)) if client.history.ended is None else None
+        progress = _Progress(client, rejected=reply if isinstance(reply, CommandRejected) else None)
         if client.history.ended is None:
-            reply = client.request(Stop(kill=kill))
-            if isinstance(reply, CommandRejected) and client.history.ended is None:
-                raise ClientError(reply.reason)
-        progress = _Progress(client)
-        if client.history.ended is None:
-            client.wait(lambda message: isinstance(message, RunEnded), progress.draw)
+            client.wait(lambda message: isinstance(message, RunEnded), progress.tick)
         progress.clear()
     end_s = time.monotonic() + ENDS_WITHIN_S
     while has_keeper(launch.path) and time.monotonic() < end_s:
@@ -113,15 +111,21 @@ def stop(launch: Launch, *, kill: bool) -> int:
 
 
 class _Progress:
-    """The line on stderr that shows what a run that is to end still does."""
+    """The line on stderr that shows what a run that is to end still does.
 
-    def __init__(self, client: Client) -> None:
+    If the request was `rejected`, the run may have ended at that moment. Otherwise `tick` raises `ClientError`.
+    """
+
+    def __init__(self, client: Client, *, rejected: CommandRejected | None) -> None:
+        self._rejected = rejected
         self._client, self._is_live = client, sys.stderr.isatty()
         self._begun_s = time.monotonic()
         self._due_s, self._width = 0.0, 0
 
-    def draw(self) -> None:
+    def tick(self) -> None:
         now_s = time.monotonic()
+        if self._rejected is not None and now_s > self._begun_s + REJECTED_ENDS_WITHIN_S:
+            raise ClientError(self._rejected.reason)
         if not self._is_live or now_s < self._due_s:
             return
         self._due_s = now_s + REDRAW_S

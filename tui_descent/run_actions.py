@@ -205,6 +205,29 @@ def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
     return places
 
 
+def replay(args: argparse.Namespace) -> int:
+    """Open the dashboard over a record. Returns the exit code."""
+    if not output.on_a_terminal():
+        return _usage("replay needs a terminal; to print a run: tui-descent export RUN --to jsonl")
+    found = _named(lambda: find_run(args.name, args.runs_dir, recorded=True))
+    if isinstance(found, int):
+        return found
+    launch = None
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        launch = Launch.read(found.folder)
+    try:
+        with Record.open(found.folder) as record:
+            output.draw_on_stdout()
+            from tui_descent.dashboard.replay import replay as show
+
+            left = show(record, launch)
+            if record.damage:
+                output.say(f"tui-descent: {record.damage}")
+            return left.code
+    except RecordError as error:
+        return _usage(str(error))
+
+
 def export(args: argparse.Namespace) -> int:
     """Write a run in another format. Returns the exit code."""
     found = _named(lambda: find_run(args.name, args.runs_dir))

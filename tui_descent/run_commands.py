@@ -12,6 +12,16 @@ FORMATS = ("csv", "jsonl", "tensorboard", "scenario", "python")
 def add_commands(commands: Any) -> None:
     """Add the commands to the parser."""
     _add_runs(commands)
+    replay = commands.add_parser(
+        "replay",
+        help="open the dashboard over a recorded run, with a time cursor",
+        description="Open the dashboard over a recorded run, with a time cursor. RUN is the beginning of a run's id or "
+        "name;\nwithout it, the newest recorded run is shown. ← and → move the cursor, space plays.\n\n"
+        "  tui-descent replay vanishing",
+    )
+    replay.add_argument("name", metavar="RUN", nargs="?")
+    replay.add_argument("--runs-dir", metavar="DIR", help="the folder of the runs")
+    replay.set_defaults(command=_later("replay"))
     export = commands.add_parser(
         "export",
         help="write a recorded run in another format",

@@ -7,6 +7,7 @@ from driver import text_of, wait_until
 from textual.widgets import OptionList
 
 from tui_descent.dashboard.gallery import GalleryApp
+from tui_descent.run_actions import RunSummary
 from tui_descent.scenario import presets
 
 
@@ -95,7 +96,7 @@ async def test_a_filter_that_matches_nothing_says_so() -> None:
     app = GalleryApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("/", *"zebra")
-        await wait_until(pilot, lambda: "no preset matches" in text_of(app), lambda: text_of(app))
+        await wait_until(pilot, lambda: "no preset or run matches" in text_of(app), lambda: text_of(app))
         await pilot.press("enter", "enter", "escape", "q")
     assert app.return_value is None
 
@@ -122,3 +123,42 @@ def _listed(app: GalleryApp) -> list[str]:
 def _highlighted(app: GalleryApp) -> str | None:
     option = app.query_one(OptionList).highlighted_option
     return None if option is None else option.id
+
+
+RUNS = [
+    RunSummary(
+        run=f"{name}-20261130-{hour}0000-{word}",
+        name=name,
+        state=state,
+        live=live,
+        step=1234,
+        loss=0.25,
+        seconds=90.0,
+        size=2_000_000,
+        started=0.0,
+        folder="/x",
+    )
+    for name, hour, word, state, live in (
+        ("mine", 12, "cafe", "held", True),
+        ("vanishing", 11, "beef", "finished", False),
+        ("saddle", 10, "dead", "lost", False),
+    )
+]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_live_runs_come_first_and_recorded_ones_last(size: tuple[int, int]) -> None:
+    app = GalleryApp(runs=RUNS)
+    async with app.run_test(size=size) as pilot:
+        await wait_until(pilot, lambda: "enter attaches" in text_of(app), lambda: text_of(app))
+        text = text_of(app)
+        assert text.index("Running now") < text.index("mine") < text.index("Start here")
+        assert "held · step 1,234 · loss 0.25" in text
+        await pilot.press("end")
+        await wait_until(pilot, lambda: "enter replays it" in text_of(app), lambda: text_of(app))
+        assert "Recorded runs" in text_of(app)
+        assert "saddle-20261130-100000-dead" in text_of(app)
+        await pilot.press("slash", *"beef")
+        await wait_until(pilot, lambda: "vanishing-20261130-110000-beef" in text_of(app), lambda: text_of(app))
+        await pilot.press("enter", "enter")
+    assert app.return_value == "run:vanishing-20261130-110000-beef"

@@ -29,6 +29,7 @@ from tui_descent.dashboard.panels.story import read_scenario
 from tui_descent.dashboard.screen_writer import ScreenWriter
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals, run_app
+from tui_descent.dashboard.terminal_backlog import is_behind
 from tui_descent.dashboard.theme import THEME
 from tui_descent.end_report import print_detached, print_end, print_summary, print_trouble
 from tui_descent.protocol.commands import Stop
@@ -68,15 +69,17 @@ class DescentApp(App[int]):
         keeper_gone: Callable[[], bool] = lambda: False,
         run_lives: Callable[[], bool] = lambda: False,
         read_only: bool = False,
+        bridge: Bridge | None = None,
+        screen: type[RunScreen] = RunScreen,
     ) -> None:
         super().__init__()
-        self.bridge = Bridge(
+        self.bridge = bridge or Bridge(
             socket, name="dashboard", keeper_gone=keeper_gone, run_lives=run_lives, read_only=read_only
         )
         self._is_script = script
         self.run_name = name
         self.fps = fps
-        self.run_screen = RunScreen(
+        self.run_screen = screen(
             self.bridge, name=name, log_path=log_path, script=script, scenario=read_scenario(scenario)
         )
         self._bridge_task: asyncio.Task[None] | None = None
@@ -104,8 +107,9 @@ class DescentApp(App[int]):
             await asyncio.gather(self._bridge_task, return_exceptions=True)
 
     def frame(self) -> None:
-        """Redraw if anything changed: at most `fps` times a second, however fast the run is."""
-        self.run_screen.draw()
+        """Redraw if anything changed: at most `fps` times a second, and only as often as the terminal keeps up."""
+        if not is_behind(self._driver):
+            self.run_screen.draw()
         if self._stop_deadline_s is not None and (
             self.bridge.give_up()
             or not self.bridge.history.live

@@ -1,13 +1,13 @@
-"""The preset gallery.
+"""The gallery of presets, with the runs that are going on and those that are recorded.
 
 The presets are on the left, grouped by theme; a small picture, the story and the claims of the highlighted preset are
-on the right.
+on the right. The runs have no picture.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,10 +24,12 @@ from textual.widgets.option_list import Option
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.dialogs.fields import FindList
+from tui_descent.dashboard.gallery_runs import PREFIX, about_run, listed_runs, run_rows
 from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.text.story_keys import keep_together, parts
 from tui_descent.dashboard.theme import THEME
+from tui_descent.run_actions import RunSummary
 from tui_descent.scenario import presets
 from tui_descent.scenario.claims import claim_sentence
 from tui_descent.scenario.spec import Scenario, about
@@ -43,7 +45,9 @@ Print a preset's file:
 
 
 class GalleryApp(App[str | None]):
-    """Returns the name of the chosen preset, or None. The list begins at the preset `highlighted`, if it is known."""
+    """Returns the name of the chosen preset, or `run:` and the id of the chosen run; None if there is no choice. The
+    list begins at the preset `highlighted`, if it is known.
+    """
 
     CSS_PATH = Path(__file__).parent / "dashboard.tcss"
     ENABLE_COMMAND_PALETTE = False
@@ -59,8 +63,11 @@ class GalleryApp(App[str | None]):
         Binding("pageup", "scroll(-1)", show=False, priority=True),
     ]
 
-    def __init__(self, signals: Signals | None = None, *, highlighted: str = "") -> None:
+    def __init__(
+        self, signals: Signals | None = None, *, highlighted: str = "", runs: Sequence[RunSummary] = ()
+    ) -> None:
         super().__init__()
+        self._runs = runs
         self._signals = signals
         self._known = {name: _read(name) for name in presets.names()}
         self._first = highlighted
@@ -101,12 +108,14 @@ class GalleryApp(App[str | None]):
         """List the presets whose name, theme or title contains `wanted`."""
         names = self.query_one(OptionList)
         names.clear_options()
+        names.add_options(run_rows(self._runs, live=True, wanted=wanted))
         names.add_options(_rows({name: found for name, found in self._known.items() if _matches(wanted, name, found)}))
+        names.add_options(run_rows(self._runs, live=False, wanted=wanted))
         choices = [n for n in range(names.option_count) if not names.get_option_at_index(n).disabled]
         first = [n for n in choices if names.get_option_at_index(n).id == self._first] or choices
         names.highlighted = first[0] if first else None
         if not choices:
-            self.query_one("#story-text", Static).update(Text("no preset matches", style=colours.DIM))
+            self.query_one("#story-text", Static).update(Text("no preset or run matches", style=colours.DIM))
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """Show the preset's picture, story and claims."""
@@ -114,9 +123,12 @@ class GalleryApp(App[str | None]):
         if name in self._known:
             self.query_one("#story-text", Static).update(_story(name, self._known[name]))
             self.query_one("#preset").scroll_home(animate=False)
+        for run in self._runs:
+            if name == f"{PREFIX}{run.run}":
+                self.query_one("#story-text", Static).update(about_run(run))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Start the preset."""
+        """Start the preset, or open the run."""
         self.exit(event.option.id)
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -169,9 +181,11 @@ class GalleryApp(App[str | None]):
 
 
 def pick(highlighted: str = "") -> str | None:
-    """Let the user choose a preset. Returns its name, or None if they quit. A signal ends the process."""
+    """Let the user choose a preset or a run. Returns its name, or `run:` and the run's id; None if they quit. A signal
+    ends the process.
+    """
     signals = Signals()
-    chosen = run_app(GalleryApp(signals, highlighted=highlighted), signals)
+    chosen = run_app(GalleryApp(signals, highlighted=highlighted, runs=listed_runs()), signals)
     if signals.caught is not None:
         raise SystemExit(128 + signals.caught)
     return chosen

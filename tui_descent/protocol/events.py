@@ -586,6 +586,7 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     ghosts: tuple[Ghost, ...] = ()
     line: list[KnobTurned | Marked | Evaluated] = []
     snapshot: SnapshotTaken | None = None
+    diagnosis: Diagnosed | None = None
     unavailable: dict[str, str] = {}
     rows: dict[int, tuple[str, ...]] = {}
     lanes: list[LaneSent] = []

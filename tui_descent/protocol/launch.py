@@ -32,6 +32,7 @@ EXIT_CODE_FILE = "exit-code"  # the exit code of a script whose keeper has died
 CLOSED = "the script has closed the file descriptors of exec, so its steps are not shown"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
 ENV_SNAPSHOT_EVERY, ENV_SNAPSHOT_SIZE = "TUI_DESCENT_SNAPSHOT_EVERY", "TUI_DESCENT_SNAPSHOT_SIZE"
+ENV_RESUME = "TUI_DESCENT_RESUME"  # for a script that starts its own keeper: the run to go on with
 SNAPSHOT_EVERY_S = 300.0
 SNAPSHOTS_FOLDER = "snapshots"  # in the run's folder
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -88,9 +89,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def keeps_undo(self) -> bool:
-        """Whether snapshots are kept for an undo: in a run with a dashboard, and in a loop that started its keeper."""
+        """Whether snapshots are kept in memory: for an undo in a run with a dashboard or in a loop that started its
+        keeper, and for a rollback.
+        """
         is_own_loop = self.scenario is None and self.command is None and self.socket is not None
-        return self.attended or is_own_loop
+        return self.attended or is_own_loop or self.rollback > 0
 
     def write(self) -> None:
         """Write the settings into the run's folder. Raises `OSError`, and `ValueError` for text that is not UTF-8."""

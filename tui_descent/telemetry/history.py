@@ -471,6 +471,7 @@ class History:
             ghosts=self.ghosts,
             line=[*self.interventions, *self.marks, *self.evaluations],
             snapshot=self.snapshot,
+            diagnosis=self.diagnosis,
             knobs=dict(self.knobs),
             unavailable=dict(self.unavailable),
             segment=self.segment,
@@ -509,7 +510,7 @@ class History:
             history.devices[segment].receive(levels)
         history.metrics = {segment: MetricHistory.receive(metrics) for segment, metrics in sent.metrics.items()}
         history.lanes = [LaneHistory.receive(lane) for lane in sent.lanes]
-        history.ghosts, history.snapshot = sent.ghosts, sent.snapshot
+        history.ghosts, history.snapshot, history.diagnosis = sent.ghosts, sent.snapshot, sent.diagnosis
         history.interventions = deque((e for e in sent.line if isinstance(e, KnobTurned)), maxlen=MAX_ENTRIES)
         history.evaluations = [e for e in sent.line if isinstance(e, Evaluated)]
         history.marks = deque((e for e in sent.line if isinstance(e, Marked)), maxlen=MAX_ENTRIES)

@@ -44,9 +44,12 @@ from tui_descent.protocol.launch import (
     CONNECTED_FILE,
     ENV_FOLDER,
     ENV_LINK,
+    ENV_RESUME,
     ENV_RING,
     Launch,
     open_connection,
+    snapshot_bytes,
+    snapshot_every_s,
     start_keeper,
     undo_budget,
 )
@@ -159,14 +162,11 @@ class KeeperLink:
 
     @classmethod
     def with_own_keeper(cls, name: str) -> KeeperLink:
-        """Start a keeper for this process. Raises `ChannelError` or `OSError` if that fails."""
-        try:
-            budget = undo_budget(None)
-        except ValueError as error:
-            raise ChannelError(str(error)) from None
-        run, folder = paths.new_run(name)
-        launch = Launch(run=run, name=name, folder=str(folder), socket=str(paths.socket_path(run)), undo_budget=budget)
-        launch.write()
+        """Start a keeper for this process: for a new run, or for the one that `TUI_DESCENT_RESUME` names.
+
+        Raises `ChannelError` or `OSError` if that fails, and `ValueError` if the named run cannot be resumed.
+        """
+        launch = _resumed_launch() or _new_launch(name)
         with open_connection(launch) as (ours, theirs, ring_fd):
             keeper = start_keeper(launch, trainer=(theirs, ring_fd, None))
         return cls(ours, ring_fd, launch, keeper)
@@ -453,6 +453,45 @@ class KeeperLink:
         close_fd(self._ring_fd)
         if self.ring is not None:
             self.ring.detach()
+
+
+def _new_launch(name: str) -> Launch:
+    """The settings of a new run of a user loop. Raises `ChannelError` or `OSError`."""
+    try:
+        budget, every_s, size = undo_budget(None), snapshot_every_s(None), snapshot_bytes(None)
+    except ValueError as error:
+        raise ChannelError(str(error)) from None
+    run, folder = paths.new_run(name)
+    launch = Launch(
+        run=run,
+        name=name,
+        folder=str(folder),
+        socket=str(paths.socket_path(run)),
+        undo_budget=budget,
+        snapshot_every_s=every_s,
+        snapshot_bytes=size,
+    )
+    launch.write()
+    return launch
+
+
+def _resumed_launch() -> Launch | None:
+    """The settings of the run that the environment asks to resume; None for a new run. Only the first `watch()` of a
+    process resumes it.
+    """
+    name = os.environ.pop(ENV_RESUME, "")
+    if not name:
+        return None
+    from tui_descent import resume
+    from tui_descent.run_list import RunNotFoundError
+
+    try:
+        launch = resume.recorded(name)
+        if launch.scenario is not None or launch.command is not None:
+            raise resume.CannotResumeError(f"{launch.run} was not started by its own script; use tui-descent resume")
+        return resume.prepare(launch, attended=False)
+    except (resume.CannotResumeError, RunNotFoundError) as error:
+        raise ValueError(f"{ENV_RESUME}: {error}") from None
 
 
 _links: weakref.WeakSet[KeeperLink] = weakref.WeakSet()

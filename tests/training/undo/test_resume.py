@@ -202,7 +202,7 @@ def test_undone_intervention_is_not_replayed(tmp_path: Path) -> None:
         return msgspec.structs.replace(launch_of(folder, **settings), plan=plan)
 
     plain = Run(tmp_path / "plain", msgspec.structs.replace(launch(tmp_path / "plain"), plan=plan[:1]))
-    first = Run(tmp_path / "run", launch(tmp_path / "run"), undo_at=80, kill_at=110)
+    first = Run(tmp_path / "run", launch(tmp_path / "run", attended=True), undo_at=80, kill_at=110)
     (rewound,) = first.all(Rewound)
     assert rewound.to_step == 45
     files = snapshot_file.files(tmp_path / "run" / "snapshots")

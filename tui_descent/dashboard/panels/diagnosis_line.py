@@ -36,6 +36,9 @@ def diagnosis_line(view: View) -> Words:
         text = f"the run's keeper does not respond (suspended?){QUIT}"
         return f"silent for {view.silent_s} s", colours.ORANGE, text, colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
+    if view.replay and state in ("held", "paused", "waiting"):
+        at = f"before step {with_commas(history.steps)}"
+        return state, colours.state_style(state), f"{at}: {reason}" if reason else at, colours.TEXT
     if view.stopping and state != "stopping":
         text = f"waiting for the script's next step{KILL}"
         return "stopping…", colours.state_style("stopping"), text, colours.TEXT

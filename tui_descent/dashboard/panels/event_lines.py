@@ -154,7 +154,7 @@ def describe_change(event: KnobTurned) -> str:
     """
     target = "" if event.target == "all" else f" of {in_words(safe(event.target, 40))}"
     way = f", {safe(event.way, 30)}" if event.way else ""
-    source = {"plan": " (plan)", "send": " (sent)"}.get(event.source, "")
+    source = {"plan": " (plan)", "rollback": " (rollback)", "send": " (sent)"}.get(event.source, "")
     merged = f", {event.turns} changes at once" if event.turns > 1 else ""
     old, new = (safe(shown_value(event.knob, value), 60) for value in (event.old, event.new))
     return f"{safe(event.knob, 40)}{target} {old} → {new}{way}{merged}{source}"

@@ -50,6 +50,8 @@ class StatusPanel(Panel, can_focus=False):
 def state_of(view: View) -> tuple[str, Style]:
     """The run's state as a word, and its style."""
     history = view.history
+    if view.replay:
+        return view.replay, colours.KEY
     if history.ended is not None:
         return history.ended.status, colours.end_style(history.ended)
     if not view.connected:

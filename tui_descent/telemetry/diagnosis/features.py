@@ -133,6 +133,11 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     lowest_since: float
     last_half: tuple[float, float] | None
 
+    @property
+    def newest_readings(self) -> list[ReadingsTaken]:
+        """The readings of the last half of a window."""
+        return [reading for reading in self.readings if reading.step > self.readings[-1].step - HALF]
+
 
 class FeatureExtractor:
     """Computes the features of a net with these layers.
@@ -152,12 +157,11 @@ class FeatureExtractor:
 
     def features(self, w: Window) -> Features:
         """What the losses and readings of a window show."""
-        window, last = w.losses[-WINDOW:], w.readings[-1]
-        newest = [r for r in w.readings if r.step > last.step - HALF]
+        window, newest, last = w.losses[-WINDOW:], w.newest_readings, w.readings[-1]
         earlier = statistics.fmean(window[-2 * THIRD : -THIRD])
         fell = earlier - statistics.fmean(window[-THIRD:])
         slope, error, noise = fit_line(window[-2 * THIRD :])
-        now = statistics.fmean(window[-TAIL:])
+        now, two = statistics.fmean(window[-TAIL:]), w.readings[-2:]
         long = len(w.losses) >= LONG_WINDOW
         long_slope, long_error, _ = fit_line(w.losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
         early_product = next((p for r in (w.first_reading, *w.early) if (p := self.product(r)) is not None), None)
@@ -199,8 +203,8 @@ class FeatureExtractor:
             weight_size=self._weight_size(last),
             weight_scale=self._weight_scale(last),
             silent_row=_silent_row(w.readings),
-            no_gradient=len(w.readings) > 1 and all(r.global_grad_norm == 0 for r in w.readings[-2:]),
-            no_weight_gradient=len(w.readings) > 1 and all(_only_biases_learn(r) for r in w.readings[-2:]),
+            no_gradient=len(two) > 1 and all(r.global_grad_norm == 0 for r in two),
+            no_weight_gradient=len(two) > 1 and all(_only_biases_learn(r) for r in two),
             kept=_kept(w.run_reading, last),
             kept_recently=_kept(w.first_reading, last),
             decay_share=_decay_share(newest, w.weight_decay, w.rate if w.decoupled else None),

@@ -10,17 +10,15 @@ import heapq
 import json
 import math
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from tui_descent.protocol import codec
-from tui_descent.protocol.events import AnyEvent, HistorySent, KnobTurned, Rewound, StepsCompleted
+from tui_descent.protocol.events import AnyEvent, KnobTurned, Rewound, StepsCompleted
 from tui_descent.telemetry.history import History
-from tui_descent.telemetry.record import event_rows, step_rows
+from tui_descent.telemetry.record import checkpoints, event_rows, step_rows
 from tui_descent.telemetry.record.schema import RECORD_FILE, RecordError, connect_to_read
 from tui_descent.telemetry.record.step_rows import checksum
 
@@ -78,6 +76,16 @@ class Place(NamedTuple):
     seq: int
     row: int
     after: int
+
+
+class Span(NamedTuple):
+    """A row of steps: `length` steps from step `first` on. In a race, one `LaneSteps` event, with a `length` of 1."""
+
+    row: int
+    segment: int
+    first: int
+    length: int
+    is_lane: bool = False
 
 
 class Record:
@@ -201,6 +209,70 @@ class Record:
                 ]
         return lineages.get(segment, [])
 
+    def spans(self) -> list[Span]:
+        """The rows of steps in the order in which they were made."""
+        try:
+            rows = self._connection.execute("SELECT seq, segment, first, count FROM steps ORDER BY seq").fetchall()
+            if not rows:
+                lanes = self._connection.execute("SELECT seq FROM events WHERE kind = 'lane_steps' ORDER BY seq")
+                return [Span(seq, 0, n, 1, is_lane=True) for n, (seq,) in enumerate(lanes.fetchall())]
+        except sqlite3.DatabaseError:  # a part of the table is damaged
+            rows = [packed[:4] for _, packed, is_steps in self._rows(Place(0, 0, 0)) if is_steps]
+        return [Span(*row) for row in rows]
+
+    def place_before(self, span: Span, number: int) -> Place:
+        """The place just before step `number` of a span."""
+        if span.is_lane:
+            return Place(span.row - 1, 0, step_rows.MOST_STEPS)
+        return Place(self._newest_event(span.row, number), span.row, number)
+
+    def events_from(self, place: Place) -> Iterator[AnyEvent]:
+        """The events after a place."""
+        return self._events(place)
+
+    def checkpoints(self) -> list[Place]:
+        """The places of the checkpoints, the newest first."""
+        try:
+            rows = self._connection.execute(
+                "SELECT seq, ifnull((SELECT max(seq) FROM steps WHERE steps.seq <= checkpoints.seq), 0), after "
+                "FROM checkpoints ORDER BY id DESC"
+            ).fetchall()
+        except sqlite3.DatabaseError:
+            return []
+        return [Place(*row) for row in rows]
+
+    def history_in(self, checkpoint: Place) -> History | None:
+        """The history in a checkpoint; None if it cannot be read."""
+        with contextlib.suppress(sqlite3.DatabaseError, TypeError):
+            body, crc = self._connection.execute(
+                "SELECT body, crc FROM checkpoints WHERE seq = ? AND after = ?", (checkpoint.seq, checkpoint.after)
+            ).fetchone()
+            is_good = checksum(checkpoint.seq, checkpoint.after, body) == crc
+            if is_good and (sent := checkpoints.unpack(body)) is not None:
+                return History.receive(sent)
+        return None
+
+    def places_of_interventions(self) -> list[tuple[int, int]]:
+        """The places of the interventions, each as the row of steps before it and how many of its steps."""
+        query = (
+            "SELECT ifnull((SELECT max(seq) FROM steps WHERE steps.seq < events.seq), 0), after FROM events "
+            "WHERE kind = 'intervention' ORDER BY seq"
+        )
+        with contextlib.suppress(sqlite3.DatabaseError):
+            return self._connection.execute(query).fetchall()
+        return []
+
+    def _newest_event(self, row: int, number: int) -> int:
+        """The number of the last event before step `number` of a row of steps; the row's own if there is none."""
+        with contextlib.suppress(sqlite3.DatabaseError):
+            found = self._connection.execute(
+                "SELECT max(seq) FROM events WHERE seq > ? AND after <= ? "
+                "AND seq < ifnull((SELECT min(seq) FROM steps WHERE seq > ?), 1 << 60)",
+                (row, number, row),
+            ).fetchone()[0]
+            return max(row, int(found or 0))
+        return row
+
     def _last_seq(self) -> int:
         """The number of the last row. Raises `RecordError` if it cannot be found."""
         numbers = []
@@ -230,36 +302,14 @@ class Record:
     def _history(self, end: Place | None) -> History:
         """The history at a place; at the end of the record if that is None."""
         history, start = History(), Place(0, 0, 0)
-        if (found := self._checkpoint(end)) is not None:
-            history, start = found
+        for place in self.checkpoints():
+            is_before = end is None or (place.seq <= end.seq and (place.row, place.after) <= (end.row, end.after))
+            if is_before and (found := self.history_in(place)) is not None:
+                history, start = found, place
+                break
         for event in self._events(start, end):
             history.apply(event)
         return history
-
-    def _checkpoint(self, end: Place | None) -> tuple[History, Place] | None:
-        """The newest usable checkpoint that is not after `end`."""
-        try:
-            places = self._connection.execute(
-                "SELECT id, seq, after, (SELECT max(seq) FROM steps WHERE steps.seq <= checkpoints.seq) "
-                "FROM checkpoints ORDER BY id DESC"
-            ).fetchall()
-        except sqlite3.DatabaseError:
-            return None
-        for number, seq, after, row in places:
-            place = Place(seq, row or 0, after)
-            if end is not None and (place.row, place.after) > (end.row, end.after):
-                continue
-            if end is not None and place.seq > end.seq:
-                continue
-            with contextlib.suppress(sqlite3.DatabaseError, zlib.error, codec.FrameError, TypeError):
-                body, crc = self._connection.execute(
-                    "SELECT body, crc FROM checkpoints WHERE id = ?", (number,)
-                ).fetchone()
-                if checksum(seq, after, body) == crc:
-                    sent = codec.decode(codec.to_viewer, zlib.decompress(body))
-                    if isinstance(sent, HistorySent):
-                        return History.receive(sent), place
-        return None
 
     def _place(self, segment: int, step: int) -> Place | None:
         """The place just before update `step` of a segment; None for the end of the record."""
@@ -291,7 +341,7 @@ class Record:
         row, made = start.row, start.after  # its number, and how many of its steps have been passed on
 
         for seq, packed, is_steps in self._rows(start):
-            if end is not None and (seq > end.seq or (is_steps and seq > end.row)):
+            if end is not None and (seq > max(end.seq, end.row) or (is_steps and seq > end.row > 0)):
                 break
             limit = end.after if end is not None and row == end.row else None
             if is_steps:
@@ -315,7 +365,7 @@ class Record:
 
     def _rows(self, start: Place) -> Iterator[tuple[int, tuple[Any, ...], bool]]:
         """The rows of both tables in their order, each with its number and whether it holds steps."""
-        last, first = self._last_seq(), start.row or 1
+        last, first = self._last_seq(), start.row or start.seq + 1
         while first <= last:
             until = min(first + ROWS, last + 1)
             unread: set[int] = set()
@@ -354,15 +404,10 @@ def _number(value: Any, otherwise: float) -> float:
     return float(value) if isinstance(value, int | float) else otherwise
 
 
-def _part(steps: StepsCompleted | None, start: int, end: int | None) -> Iterator[StepsCompleted]:
-    """The steps of a row from number `start` to before number `end`, if there are any."""
-    if steps is None:
-        return
-    losses = steps.losses[start:end]
-    if not losses:
-        return
-    first = steps.first + start
-    yield StepsCompleted(
+def part_of(steps: StepsCompleted, start: int, end: int | None) -> StepsCompleted:
+    """The steps from number `start` to before number `end`."""
+    losses, first = steps.losses[start:end], steps.first + start
+    return StepsCompleted(
         segment=steps.segment,
         first=first,
         losses=losses,
@@ -370,3 +415,9 @@ def _part(steps: StepsCompleted | None, start: int, end: int | None) -> Iterator
         times_s=steps.times_s[start:end],
         skipped=tuple(step for step in steps.skipped if first <= step < first + len(losses)),
     )
+
+
+def _part(steps: StepsCompleted | None, start: int, end: int | None) -> Iterator[StepsCompleted]:
+    """The same, if there are any such steps."""
+    if steps is not None and steps.losses[start:end]:
+        yield part_of(steps, start, end)

@@ -11,12 +11,10 @@ import json
 import os
 import sqlite3
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tui_descent.protocol.codec import encode
 from tui_descent.protocol.events import (
     AnyEvent,
     DeviceTaken,
@@ -34,7 +32,7 @@ from tui_descent.protocol.events import (
     StepsCompleted,
 )
 from tui_descent.protocol.launch import Launch
-from tui_descent.telemetry.record import event_rows, step_rows
+from tui_descent.telemetry.record import checkpoints, event_rows, step_rows
 from tui_descent.telemetry.record.byte_rate import ByteRate
 from tui_descent.telemetry.record.schema import RECORD_FILE, connect_to_write, error_code
 from tui_descent.telemetry.record.step_rows import StepRow, checksum
@@ -43,12 +41,12 @@ COMMIT_S = 0.1  # the longest time that an event waits for its commit
 LOOK_S = 0.5  # how often to check that the file is still there, and to try again to write it
 WELL_AFTER_S = 2.0  # recording goes on if there was no trouble for this long: a full disk may have room for a moment
 MAX_WAITING = 16 << 20  # bytes that wait in memory while nothing can be written
-# Readings are recorded at up to this many bytes per second on average: 18 MB an hour. The first ones, and those after
+# Readings are recorded at up to this many bytes per second on average: 11 MB an hour. The first ones, and those after
 # quiet times, may come faster.
-READINGS_PER_S, READINGS_AT_ONCE = 5_000, 2_000_000
+READINGS_PER_S, READINGS_AT_ONCE = 3_000, 1_000_000
 # A checkpoint is the whole history, so that a reader need not begin at the first step. There are between half of
 # MAX_CHECKPOINTS and all of them, or fewer if they are large.
-MAX_CHECKPOINTS, MAX_CHECKPOINT_BYTES = 64, 8 << 20
+MAX_CHECKPOINTS, MAX_CHECKPOINT_BYTES = 64, 6 << 20
 FIRST_SPACING = 2048  # in steps; an event counts as EVENT_COST steps
 EVENT_COST = 16
 _INSERT_STEPS = (
@@ -295,7 +293,7 @@ class RecordWriter:
 
     def _add_checkpoint(self, connection: sqlite3.Connection) -> None:
         self._since_checkpoint = 0
-        body = zlib.compress(encode(self._history()), 1)
+        body = checkpoints.pack(self._history())
         after = self._after
         connection.execute(
             "INSERT INTO checkpoints (seq, after, segment, step, body, crc) VALUES (?, ?, ?, ?, ?, ?)",

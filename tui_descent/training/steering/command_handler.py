@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tui_descent.protocol.commands import (
@@ -244,8 +245,8 @@ class CommandHandler:
         self._progress.emit(LedgerTaken(entries=entries, **self._progress.place))
         return "the backward pass was measured"
 
-    def _rewind(self, *, back: bool) -> str:
-        """Undo (`back`) or redo. Returns what was done, as text for the user.
+    def _rewind(self, *, back: bool, highest_loss: float = math.inf) -> str:
+        """Undo (`back`) or redo. Returns what was done, as text for the user. `highest_loss` is that of a good state.
 
         Raises `ValueError` with the reason if it cannot be done.
         """
@@ -253,7 +254,7 @@ class CommandHandler:
         if undo_stack is None:
             raise ValueError("nothing to undo: this run keeps no snapshots")
         if back:
-            move = undo_stack.undo(progress.segment, progress.step, broken=progress.broken)
+            move = undo_stack.undo(progress.segment, progress.step, broken=progress.broken, highest_loss=highest_loss)
         else:
             move = undo_stack.redo()
         what = f"{'undone' if back else 'redone'}: {move.what}"
@@ -291,6 +292,25 @@ class CommandHandler:
         )
         self._layers.report()
         return what
+
+    def roll_back(self, highest_loss: float = math.inf) -> bool:
+        """Go back to the last good state, as an undo does, and halve the learning rate. Returns False if there is
+        nothing to go back to.
+
+        The new rate is half of the lower one of the rates before and after the undo: so it falls further if the run
+        returns to the same state again. The loss of the good state is at most `highest_loss`.
+        """
+        progress, rate = self._progress, self._steering.rate
+        before, progress.broken = rate.multiplier, True
+        try:
+            self._rewind(back=True, highest_loss=highest_loss)
+        except ValueError:
+            return False
+        finally:
+            progress.broken = False
+        turn = TurnKnob(knob="lr", value=f"*{0.5 * min(1.0, before / rate.multiplier)!r}")
+        self.carry_out(QueuedCommand(ClientRequest(client=0, request=0, source="rollback", command=turn)))
+        return True
 
     def _test_rates(self, client: int) -> str:
         """Run a range test. Returns its result as text for the user.

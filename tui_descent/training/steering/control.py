@@ -18,6 +18,7 @@ from tui_descent.training.progress import Progress
 from tui_descent.training.run_description import OUR_NOTE, describe
 from tui_descent.training.steering.command_handler import CommandHandler, Evaluation
 from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
+from tui_descent.training.steering.knobs.context import RECENT_LOSSES
 from tui_descent.training.steering.pace import PaceTimer, RunMode
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
@@ -32,6 +33,7 @@ from tui_descent.training.watch.results import Results
 # At a non-finite loss or gradient: hold the run, end it, or only report it.
 OnFault = Literal["hold", "end", "note"]
 REPORT_FAULT_EVERY = 1000  # steps
+DIVERGED = 10.0  # with --rollback: a mean loss of this many times the first loss
 FAULT_ENDS_AFTER = 50  # after this many finite steps, the next fault counts as a new one
 
 
@@ -63,6 +65,7 @@ class Control:
         self.mode = RunMode()
         self.undo_stack, self.on_fault = undo_stack, on_fault
         self._disk: DiskSnapshots | None = None
+        self._rollback, self._rollbacks = 0 if progress.link is None else progress.link.launch.rollback, 0
         # The segment and the step of the last update before which everything that was due has been done.
         self._begun: tuple[int, int] | None = None
         self._is_begun = False  # whether a run that was resumed had done so before the update that comes now
@@ -161,10 +164,37 @@ class Control:
         if self.on_fault == "note":
             self._progress.broken = self._progress.broken or fault.weights_finite is False
             return False
+        if self._roll_back(fault.text):
+            return True
         if self.on_fault == "end":
             self._stop("diverged", fault.text)
         self.hold(fault.text, broken=True, dropped=fault.batch_can_be_dropped)
         return True
+
+    def _roll_back(self, why: str, highest_loss: float = math.inf) -> bool:
+        """Go back to the last good state with half of the learning rate, if the user has asked for that. Returns
+        whether that was done.
+        """
+        progress, asked = self._progress, self._rollback
+        if self._rollbacks >= asked or self.undo_stack is None:
+            return False
+        self.undo_stack.state_changed()
+        if not self._handler.roll_back(highest_loss):
+            return False
+        self._rollbacks += 1
+        progress.emit(Noted(step=progress.step, text=f"rollback {self._rollbacks} of {asked}: {why}", level="warning"))
+        return True
+
+    def _check_divergence(self) -> None:
+        """Roll back a run whose loss is finite but has become much higher than the first one."""
+        context = self._steering.context
+        first, losses = context.first_loss, context.losses
+        if self._rollbacks >= self._rollback or first is None or first <= 0 or len(losses) < RECENT_LOSSES:
+            return
+        mean, highest = sum(losses) / len(losses), DIVERGED * first
+        if mean > highest:
+            self.report_all()
+            self._roll_back(f"the loss has risen to {mean:.3g}, from {first:.3g} at the start", highest)
 
     def _report_fault(self, fault: Fault) -> Fault:
         """Report the fault with its cause, after all steps before it. Returns it with the cause."""
@@ -239,6 +269,8 @@ class Control:
         due = (undo_stack is not None and undo_stack.due) or (disk is not None and disk.due)
         if self.steps_to_plan <= 0 or mode.stop_reason is not None or due:
             self.report_all()
+        if self._rollback:
+            self._check_divergence()
         if disk is not None:
             disk.save_if_due()
         while self.steps_to_plan <= 0:

@@ -6,6 +6,7 @@ The state is copied in the training thread, between two updates; a thread of its
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 import time
@@ -54,6 +55,7 @@ class DiskSnapshots:
         self.folder, self._progress, self._context = folder, progress, context
         self.position: Callable[[], Content] = dict
         self._every_s, self._limit_asked, self._user_state = every_s, limit_bytes, user_state or {}
+        self._process = os.getpid()
         self._begun_s = time.monotonic()
         self._due_s = self._begun_s + every_s
         self._spent_s = 0.0
@@ -92,6 +94,8 @@ class DiskSnapshots:
 
     def save(self, reason: str) -> None:
         """Copy the state and begin to write it. A state that is not finite is not saved."""
+        if os.getpid() != self._process:  # a forked process, which is not the run's trainer
+            return
         start_s, progress = time.monotonic(), self._progress
         self._due_s = start_s + self._every_s
         try:
@@ -101,7 +105,7 @@ class DiskSnapshots:
                 return
             if nbytes > self.limit_bytes:
                 raise SnapshotError(f"one takes {_size(nbytes)}, the limit is {_size(self.limit_bytes)}")
-        except (SnapshotError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - a user's objects may raise anything
             self._note(error)
             return
         self._saved = _without_time(content)

@@ -6,6 +6,7 @@ It decides which snapshot an undo goes back to. `command_handler.py` then restor
 from __future__ import annotations
 
 import functools
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -158,14 +159,15 @@ class UndoStack:
         """Call this after a change: the state no longer equals the snapshot that was restored last."""
         self._current = None
 
-    def undo(self, segment: int, step: int, *, broken: bool) -> Rewind:
+    def undo(self, segment: int, step: int, *, broken: bool, highest_loss: float = math.inf) -> Rewind:
         """Plan the undo of the last intervention in effect. The caller carries it out.
 
         `broken` means that the loss or a gradient is not finite. With `broken`, the undo goes back to the last good
-        snapshot if that is newer than the intervention. Raises `ValueError` if there is nothing to undo.
+        snapshot if that is newer than the intervention; its loss is at most `highest_loss`. Raises `ValueError` if
+        there is nothing to undo.
         """
         last = self._done[-1] if self._done else None
-        good = self.last_good() if broken else None
+        good = self.last_good(highest_loss) if broken else None
         if good is not None and (last is None or (good is not last.before and good.step >= last.step)):
             return self._rewind_to(good, f"the steps since step {good.step:,}", back=True)
         if last is None:
@@ -204,10 +206,11 @@ class UndoStack:
             rewind.entry.after = rewind.snapshot
             self._undone.append(self._done.pop())
 
-    def last_good(self) -> Snapshot | None:
-        """The newest snapshot whose weights are finite."""
+    def last_good(self, highest_loss: float = math.inf) -> Snapshot | None:
+        """The newest snapshot with finite weights, taken when the loss was at most `highest_loss`."""
         snapshots = [*self._periodic, *(entry.before for entry in self._done if entry.before is not None)]
-        return next((s for s in sorted(snapshots, key=lambda s: -s.step) if s.has_finite_weights()), None)
+        calm = (s for s in sorted(snapshots, key=lambda s: -s.step) if s.loss is None or not s.loss > highest_loss)
+        return next((s for s in calm if s.has_finite_weights()), None)
 
     def close(self) -> None:
         """Free all snapshots at the end of the run."""

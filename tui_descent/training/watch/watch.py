@@ -190,6 +190,8 @@ class Watch:
             if self._first_loss is not None:
                 self._begin()
             fault = self._hooks.take_fault()  # the fault of an update that no `step` followed
+            if error is None and not self._is_scenario:
+                self.control.save_at_end()
             ended_by = self.control.finish(error, self._with_loss(fault, None) if fault is not None else None)
         except Exception as own_error:
             if self._is_scenario:
