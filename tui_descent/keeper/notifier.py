@@ -83,6 +83,11 @@ class Notifier:
         notifier._trouble = trouble
         return notifier
 
+    @property
+    def _name(self) -> str:
+        """The command's name in messages, which have to be short."""
+        return os.path.basename(self._command[0])[:30]
+
     def add(self, event: AnyEvent) -> None:
         """Run the command if this event is an occasion for it."""
         match event:
@@ -131,8 +136,9 @@ class Notifier:
         for process in [one for one in self._running if one.poll() is not None]:
             self._running.remove(process)
             if process.returncode and not self._trouble:
-                log = self._launch.path / KEEPER_LOG_FILE
-                self._trouble = f"--notify: {self._command[0]} ended with exit code {process.returncode}; see {log}"
+                self._trouble = (
+                    f"--notify: {self._name} ended with exit code {process.returncode}; see {KEEPER_LOG_FILE}"
+                )
 
     def _notify(self, occasion: Occasion, what: str, step: int, loss: float | None = None) -> bool:
         """Start the command. Returns whether it was started."""
@@ -168,7 +174,8 @@ class Notifier:
                     start_new_session=True,
                 )
         except (OSError, ValueError) as error:
-            self._trouble = self._trouble or f"--notify: cannot run {self._command[0]}: {error}"
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            self._trouble = self._trouble or f"--notify: cannot run {self._name}: {why}"
             return False
         self._running.append(process)
         return True
