@@ -74,7 +74,12 @@ def diagnosis_line(view: View) -> Words:
         return "stopping…", style, f"{reason}{KILL if view.stopping else ''}", colours.TEXT
     if history.started is None and reason:  # a script's `watch()` that cannot be reached
         return "not shown", colours.ORANGE, reason, colours.TEXT
-    found = history.diagnosis
+    return _diagnosis(view)
+
+
+def _diagnosis(view: View) -> Words:
+    """What the diagnosis of a running run says."""
+    history, found = view.history, view.history.diagnosis
     if found is None:
         steps = history.started.steps if history.started is not None else None
         if steps is not None and max(steps, history.steps) < MIN_STEPS:

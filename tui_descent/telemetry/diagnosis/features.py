@@ -134,6 +134,11 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     last_half: tuple[float, float] | None
 
     @property
+    def is_long(self) -> bool:
+        """Whether there are losses of a whole long window."""
+        return len(self.losses) >= LONG_WINDOW
+
+    @property
     def newest_readings(self) -> list[ReadingsTaken]:
         """The readings of the last half of a window."""
         return [reading for reading in self.readings if reading.step > self.readings[-1].step - HALF]
@@ -162,8 +167,7 @@ class FeatureExtractor:
         fell = earlier - statistics.fmean(window[-THIRD:])
         slope, error, noise = fit_line(window[-2 * THIRD :])
         now, two = statistics.fmean(window[-TAIL:]), w.readings[-2:]
-        long = len(w.losses) >= LONG_WINDOW
-        long_slope, long_error, _ = fit_line(w.losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
+        long_slope, long_error, _ = fit_line(w.losses[-LONG_WINDOW:]) if w.is_long else (0.0, 1.0, 0.0)
         early_product = next((p for r in (w.first_reading, *w.early) if (p := self.product(r)) is not None), None)
         return Features(
             guess=w.guess,
@@ -179,10 +183,10 @@ class FeatureExtractor:
             fall=fell / max(abs(earlier), 1e-300),
             slope=slope / max(error, 1e-300),
             noise=noise,
-            expected=expected_loss(w.losses, w.guess) if long else None,
-            long_fall=long_fall(w.losses, w.guess) if long else None,
-            long_fell=-long_slope * LONG_WINDOW if long else None,
-            long_slope=long_slope / max(long_error, 1e-300) if long else None,
+            expected=expected_loss(w.losses, w.guess) if w.is_long else None,
+            long_fall=long_fall(w.losses, w.guess) if w.is_long else None,
+            long_fell=-long_slope * LONG_WINDOW if w.is_long else None,
+            long_slope=long_slope / max(long_error, 1e-300) if w.is_long else None,
             steps=w.steps,
             readings=w.taken,
             blocks=len(self.rows) or len(self.alike),
