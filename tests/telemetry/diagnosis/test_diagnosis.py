@@ -524,6 +524,12 @@ def test_rate_at_the_edge_is_found_only_where_the_curvature_was_read() -> None:
         assert finding.finding == "rate at the edge"
         assert finding.advice == (), "the loss falls: nothing has to be done"
         assert "λmax is 100% of the stability limit" in sentence(finding)
+        at_edge = 2.3 * 0.99**FIRMLY
+        run_at(sharp, range(FIRMLY, FIRMLY + 150), loss=at_edge / 2, cosine=cosine)
+        assert name_of(sharp) == "rate at the edge", "not far from where the curvature was measured"
+        for n in range(200):
+            run_at(sharp, range(FIRMLY + 150 + n, FIRMLY + 151 + n), loss=at_edge / 20 * 0.99**n, cosine=cosine)
+        assert name_of(sharp) in ("healthy", "converged"), "the old curvature says nothing about the place where it is"
 
 
 @pytest.mark.parametrize(
