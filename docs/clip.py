@@ -1,6 +1,6 @@
 """Make docs/vanishing.gif: the preset vanishing in a real terminal, with `r` pressed at about step 150.
 
-python docs/clip.py            (needs Pillow, and what docs/pictures.py needs; takes half a minute)
+python docs/clip.py            (needs the extra `docs`, and what docs/pictures.py needs; takes half a minute)
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tui_descent import __version__, output, run_commands
+from tui_descent.doctor import command as doctor_command
+from tui_descent.output import on_a_terminal
 
 if TYPE_CHECKING:
     import subprocess
@@ -35,8 +37,25 @@ if TYPE_CHECKING:
     from tui_descent.scenario.spec import Scenario
 
 USAGE = 2
+MOST_ROLLBACKS = 100
 WITHIN_S = 20.0  # how long to wait for a keeper to end its run
-COMMANDS = ("run", "race", "exec", "attach", "send", "stop", "presets", "check", "runs", "export")
+COMMANDS = (
+    "run",
+    "resume",
+    "race",
+    "exec",
+    "attach",
+    "send",
+    "stop",
+    "presets",
+    "check",
+    "runs",
+    "replay",
+    "export",
+    "doctor",
+)
+# A race has no undo and no snapshots.
+RACE_SETTINGS: dict[str, Any] = {"undo_budget": "0", "snapshot_every": "off", "snapshot_size": None, "rollback": "0"}
 RUN_HELP = "the beginning of a run's id or name"
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
@@ -90,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_race(commands)
     _add_exec(commands)
+    _add_resume(commands)
     _add_live(commands)
     _add_presets(commands)
     check = commands.add_parser(
@@ -100,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", metavar="FILE.toml")
     check.set_defaults(command=_check)
     run_commands.add_commands(commands)
+    doctor_command.add_command(commands)
     return parser
 
 
@@ -135,6 +156,7 @@ def _add_run(commands: Any) -> None:
         '--json prints {"event":"range_test",…}',
     )
     _add_watch_options(run)
+    _add_saving_options(run)
     run.set_defaults(command=_run)
 
 
@@ -171,7 +193,8 @@ def _add_race(commands: Any) -> None:
         help="up to eight; the default is the scenario's race.optimizers, or sgd,momentum,rmsprop,adam",
     )
     race.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
-    race.set_defaults(command=_race, undo_budget="0")
+    _add_notify(race)
+    race.set_defaults(command=_race, **RACE_SETTINGS)
 
 
 def _add_exec(commands: Any) -> None:
@@ -184,8 +207,48 @@ def _add_exec(commands: Any) -> None:
     script.add_argument("--headless", action="store_true", help="no dashboard; print a progress line and a summary")
     script.add_argument("--json", action="store_true", help="headless; print one JSON object per line on stdout")
     _add_watch_options(script)
+    _add_saving_options(script)
     script.add_argument("argv", metavar="-- COMMAND", nargs="+")
     script.set_defaults(command=_exec)
+
+
+def _add_resume(commands: Any) -> None:
+    resume = commands.add_parser(
+        "resume",
+        help="go on with a run that has ended or was killed",
+        description="Go on with a run that has ended or was killed, from its newest good snapshot, with the settings "
+        "that it had.\nInterventions that were made after the snapshot are repeated at their steps. Without RUN, the "
+        "newest run.\n\n"
+        "  tui-descent resume vanishing\n"
+        "  tui-descent resume vanishing --headless --steps 5000\n\n"
+        "A script of exec is started again, in the folder in which it was started; it has to call run.resume().",
+    )
+    resume.add_argument("name", metavar="RUN", nargs="?", help="the beginning of the run's id or name")
+    resume.add_argument("--steps", metavar="N", help="go on until N updates are made in all")
+    resume.add_argument("--headless", action="store_true", help="no dashboard; print a progress line and a summary")
+    resume.add_argument("--json", action="store_true", help="headless; print one JSON object per line on stdout")
+    resume.add_argument("--runs-dir", metavar="DIR", help="the folder of the runs")
+    resume.set_defaults(command=_resume, undo_budget=None, snapshot_every=None, snapshot_size=None, rollback=None)
+
+
+def _add_saving_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--snapshot-every",
+        metavar="MINUTES",
+        help="save the run on disk this often, so that resume can go on with it (default 5; off: never); also at a "
+        "stop and at the end",
+    )
+    parser.add_argument(
+        "--snapshot-size",
+        metavar="SIZE",
+        help="disk space for all snapshots of the run, as in 500MB (default: a tenth of the free space, at most 2GB)",
+    )
+    parser.add_argument(
+        "--rollback",
+        metavar="N",
+        help="when the loss or a gradient is not finite, go back to the last good state with half of the learning "
+        "rate, at most N times (default 0)",
+    )
 
 
 def _add_live(commands: Any) -> None:
@@ -242,6 +305,17 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
         "memory, at most 2GB); if one snapshot needs more, u restores only the knob's value",
     )
     parser.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
+    _add_notify(parser)
+
+
+def _add_notify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--notify",
+        metavar="CMD",
+        help="run CMD when the run ends, is held, diverges or has a new finding, as in --notify 'notify-send "
+        "tui-descent'. Its last argument is a sentence; TUI_DESCENT_NOTIFY_EVENT (end, hold, divergence, finding), "
+        "_RUN, _STEP, _LOSS and _TEXT are in its environment. No shell is used. Default: $TUI_DESCENT_NOTIFY",
+    )
 
 
 def _add_presets(commands: Any) -> None:
@@ -463,6 +537,7 @@ def _exec(args: argparse.Namespace) -> int:
         headless=headless,
         command=tuple(args.argv),
         terminal_size=_script_terminal_size(headless=headless),
+        working_folder=os.getcwd(),
         watch_budget=budget,
         watch_every=every,
     )
@@ -488,12 +563,14 @@ def _launch(
     args: argparse.Namespace, *, name: str, headless: bool, scenario: Scenario | None = None, **settings: Any
 ) -> int:
     """Start a run with these settings, headless or with a dashboard."""
-    from tui_descent.protocol.launch import Launch, undo_budget
+    from tui_descent.protocol.launch import Launch, snapshot_bytes, snapshot_every_s, undo_budget
     from tui_descent.scenario.toml import to_table
 
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # the file's name may not be UTF-8
     try:
         budget = undo_budget(args.undo_budget)
+        every_s, size = snapshot_every_s(args.snapshot_every), snapshot_bytes(args.snapshot_size)
+        rollback, notify = _rollback(args), _notify_command(args.notify)
     except ValueError as error:
         return _usage(str(error))
     wanted = Launch(
@@ -504,6 +581,10 @@ def _launch(
         scenario=None if scenario is None else to_table(scenario),
         attended=not headless,
         undo_budget=budget,
+        snapshot_every_s=every_s,
+        snapshot_bytes=size,
+        rollback=rollback,
+        notify=notify,
         **settings,
     )
     return _start(wanted, args.runs_dir, json=headless and args.json)
@@ -524,7 +605,7 @@ def _start(wanted: Launch, runs_dir: str | None, *, json: bool = False) -> int:
     folder = None
     try:
         run, folder = paths.new_run(wanted.name, runs_dir)
-        launch = replace(wanted, run=run, folder=str(folder), socket=str(paths.socket_path(run)))
+        launch = replace(wanted, run=run, folder=str(folder), socket=str(paths.socket_path(run)), resume=None)
         launch.write()
     except (ChannelError, OSError, ValueError) as error:
         if folder is not None:
@@ -547,9 +628,45 @@ def _follow(left: Left, launch: Launch, runs_dir: str | None) -> int:
         from tui_descent.scenario.toml import from_table
 
         scenario = from_table(launch.scenario, source="launch", shortened=True)
-        args = argparse.Namespace(runs_dir=runs_dir, undo_budget="0", force=launch.force, json=False, pace=None)
+        args = argparse.Namespace(runs_dir=runs_dir, force=launch.force, json=False, pace=None, **RACE_SETTINGS)
         return _start_race(args, launch.name, scenario, scenario.race.optimizers, headless=False)
     return _gallery(launch.name) if left.then == "gallery" else left.code
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    if args.rollback is None:
+        return 0
+    if (count := _whole(args.rollback)) is None or count > MOST_ROLLBACKS:
+        raise ValueError(f"--rollback {args.rollback[:40]}: allowed: a whole number from 0 to {MOST_ROLLBACKS}")
+    return count
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from tui_descent.protocol.channel import ChannelError
+    from tui_descent.resume import CannotResumeError, prepare, recorded
+    from tui_descent.run_list import RunNotFoundError
+
+    headless = _headless(args)
+    try:
+        steps = None if args.steps is None else _step("--steps", args.steps)
+        launch = recorded(args.name, args.runs_dir)
+        if steps is not None and launch.scenario is None:
+            return _usage("--steps: a script decides itself how many steps it makes")
+        if launch.working_folder:
+            os.chdir(launch.working_folder)  # the script is started from here
+        if launch.scenario is None and launch.command is None:
+            advice = f"TUI_DESCENT_RESUME={launch.run} python your_script.py"
+            return _usage(f"{launch.run} was started by its own script; start it again with: {advice}")
+        launch = prepare(launch, attended=not headless, steps=steps)
+        if headless:
+            from tui_descent import headless as runner
+
+            return runner.run(launch, json=args.json)
+    except (CannotResumeError, RunNotFoundError, ChannelError, ValueError) as error:
+        return _usage(str(error))
+    except OSError as error:
+        return _usage(f"{error.filename}: {error.strerror}")
+    return _follow(_dashboard(launch), launch, args.runs_dir)
 
 
 def _dashboard(launch: Launch) -> Left:
@@ -685,7 +802,8 @@ def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes]) -> None:
 
 
 def _not_started(launch: Launch, why: str) -> int:
-    shutil.rmtree(launch.path, ignore_errors=True)
+    if launch.resume is None:
+        shutil.rmtree(launch.path, ignore_errors=True)
     return _usage(why)
 
 
@@ -750,6 +868,18 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
+def _notify_command(text: str | None) -> tuple[str, ...]:
+    """The words of `--notify`. Raises `ValueError`, also if there is no such command."""
+    if text is None:
+        return ()
+    from tui_descent.keeper.notifier import words_of
+
+    words = words_of(text)
+    if shutil.which(words[0]) is None:
+        raise ValueError(f"--notify {words[0][:60]}: command not found")
+    return words
+
+
 def _watch_options(args: argparse.Namespace) -> tuple[float, int | None]:
     """The values of `--watch-budget` (`1%` and `0.01` both give 0.01) and `--watch-every`. Raises `ValueError`."""
     text = args.watch_budget
@@ -774,14 +904,6 @@ def _headless(args: argparse.Namespace) -> bool:
         output.say("tui-descent: no terminal; running headless")
         return True
     return False
-
-
-def on_a_terminal() -> bool:
-    """Whether stdin and stdout are a terminal that can show the dashboard."""
-    streams = (sys.stdin, sys.stdout)
-    return all(stream is not None and stream.isatty() for stream in streams) and (
-        os.environ.get("TERM", "") not in ("", "dumb")
-    )
 
 
 def _usage(*lines: str) -> int:

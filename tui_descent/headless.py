@@ -100,7 +100,8 @@ def run(launch: Launch, *, json: bool = False, listen: Listen | None = None, sta
             clear(launch.path)
     except (ChannelError, OSError) as error:
         output.say(f"tui-descent: {error}")
-        clear(launch.path)
+        if launch.resume is None:
+            clear(launch.path)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -141,3 +141,11 @@ def _cell(character: str) -> str:
 
 codecs.register_error(TEXT, _replace_in_text)
 codecs.register_error(CELLS, _replace_in_cells)
+
+
+def on_a_terminal() -> bool:
+    """Whether stdin and stdout are a terminal that can show the dashboard."""
+    streams = (sys.stdin, sys.stdout)
+    return all(stream is not None and stream.isatty() for stream in streams) and (
+        os.environ.get("TERM", "") not in ("", "dumb")
+    )

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from tui_descent import output
+from tui_descent.export.errors import ExportError
 from tui_descent.protocol.channel import ChannelError, remove_dead_socket
 from tui_descent.protocol.launch import Launch
 from tui_descent.run_list import RunFolder, RunNotFoundError, find_run, is_live, list_runs
@@ -204,6 +205,29 @@ def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
     return places
 
 
+def replay(args: argparse.Namespace) -> int:
+    """Open the dashboard over a record. Returns the exit code."""
+    if not output.on_a_terminal():
+        return _usage("replay needs a terminal; to print a run: tui-descent export RUN --to jsonl")
+    found = _named(lambda: find_run(args.name, args.runs_dir, recorded=True))
+    if isinstance(found, int):
+        return found
+    launch = None
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        launch = Launch.read(found.folder)
+    try:
+        with Record.open(found.folder) as record:
+            output.draw_on_stdout()
+            from tui_descent.dashboard.replay import replay as show
+
+            left = show(record, launch)
+            if record.damage:
+                output.say(f"tui-descent: {record.damage}")
+            return left.code
+    except RecordError as error:
+        return _usage(str(error))
+
+
 def export(args: argparse.Namespace) -> int:
     """Write a run in another format. Returns the exit code."""
     found = _named(lambda: find_run(args.name, args.runs_dir))
@@ -215,7 +239,7 @@ def export(args: argparse.Namespace) -> int:
             if record.damage:
                 output.say(f"tui-descent: {record.damage}")
             return code
-    except RecordError as error:
+    except (RecordError, ExportError) as error:
         return _usage(str(error))
 
 
@@ -243,7 +267,26 @@ def _export_tensorboard(record: Record, run: RunFolder, out: str | None) -> int:
     return 0
 
 
-def _written(record: Record, write: Callable[[Record, Any], None], out: str | None) -> int:
+def _export_scenario(record: Record, _: RunFolder, out: str | None) -> int:
+    from tui_descent.export import recorded_run
+
+    made = recorded_run.read(record).as_scenario()
+    code = _written(record, lambda _, file: file.write(made.text), out)
+    output.say(*(f"tui-descent: {note}" for note in made.notes))
+    return code
+
+
+def _export_python(record: Record, _: RunFolder, out: str | None) -> int:
+    from tui_descent.export import recorded_run
+
+    run = recorded_run.read(record)
+    script = run.as_script()
+    code = _written(record, lambda _, file: file.write(script), out)
+    output.say(*(f"tui-descent: {note}" for note in run.notes))
+    return code
+
+
+def _written(record: Record, write: Callable[[Record, Any], object], out: str | None) -> int:
     import sys
 
     if out is None:
@@ -260,6 +303,8 @@ FORMATS: dict[str, Callable[[Record, RunFolder, str | None], int]] = {
     "csv": _export_csv,
     "jsonl": _export_jsonl,
     "tensorboard": _export_tensorboard,
+    "scenario": _export_scenario,
+    "python": _export_python,
 }
 
 

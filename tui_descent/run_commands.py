@@ -6,19 +6,36 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-FORMATS = ("csv", "jsonl", "tensorboard")
+FORMATS = ("csv", "jsonl", "tensorboard", "scenario", "python")
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands to the parser."""
     _add_runs(commands)
+    replay = commands.add_parser(
+        "replay",
+        help="open the dashboard over a recorded run, with a time cursor",
+        description="Open the dashboard over a recorded run, with a time cursor. RUN is the beginning of a run's id or "
+        "name;\nwithout it, the newest recorded run is shown. ← and → move the cursor, space plays.\n\n"
+        "  tui-descent replay vanishing",
+    )
+    replay.add_argument("name", metavar="RUN", nargs="?")
+    replay.add_argument("--runs-dir", metavar="DIR", help="the folder of the runs")
+    replay.set_defaults(command=_later("replay"))
     export = commands.add_parser(
         "export",
         help="write a recorded run in another format",
-        description="Write a recorded run in another format. Without --out, csv and jsonl are printed.\n\n"
+        description="Write a recorded run in another format. Without --out it is printed, except\n"
+        "for tensorboard.\n\n"
+        "  scenario   a scenario file with the run's interventions as its plan; headless it\n"
+        "             gives the same losses\n"
+        "  python     a plain PyTorch script of the run; it needs torch alone and gives the\n"
+        "             same losses; a run whose net was changed cannot be written so\n\n"
         "  tui-descent export vanishing --to csv --out losses.csv\n"
         "  tui-descent export vanishing --to jsonl | jq 'select(.event == \"reading\")'\n"
-        "  tui-descent export vanishing --to tensorboard --out logs/vanishing",
+        "  tui-descent export vanishing --to tensorboard --out logs/vanishing\n"
+        "  tui-descent export vanishing --to scenario --out again.toml\n"
+        "  tui-descent export vanishing --to python --out vanishing.py",
     )
     export.add_argument("name", metavar="RUN", help="the beginning of the run's id or name, as `runs` shows them")
     export.add_argument("--to", metavar="FORMAT", choices=FORMATS, required=True, help=", ".join(FORMATS))

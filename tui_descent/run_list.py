@@ -67,14 +67,16 @@ def list_runs(runs_dir: str | None = None) -> list[RunFolder]:
     return [run for _, run in sorted(found, key=lambda one: (one[0], one[1].run), reverse=True)]
 
 
-def find_run(text: str | None, runs_dir: str | None = None, *, live: bool | None = None) -> RunFolder:
+def find_run(
+    text: str | None, runs_dir: str | None = None, *, live: bool | None = None, recorded: bool = False
+) -> RunFolder:
     """The run whose id or name is `text`, or the only one whose id or name begins with it; the newest if that is None.
 
-    With `live`, only live runs are considered; with `live=False`, only those that have ended. Raises
-    `RunNotFoundError`, and `ChannelError` if the path of the runs folder cannot be used.
+    With `live`, only live runs are considered; with `live=False`, only those that have ended; with `recorded`, only
+    those with a record. Raises `RunNotFoundError`, and `ChannelError` if the path of the runs folder cannot be used.
     """
     what = {None: "run", True: "live run", False: "recorded run"}[live]
-    runs = [run for run in list_runs(runs_dir) if live is None or run.live is live]
+    runs = [run for run in list_runs(runs_dir) if (live is None or run.live is live) and run.recorded >= recorded]
     if not runs:
         raise RunNotFoundError(f"there is no {what}")
     if text is None:

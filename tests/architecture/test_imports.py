@@ -44,6 +44,7 @@ def test_the_import_contracts_hold() -> None:
         ("tui_descent.keeper", HEAVY),
         ("tui_descent.protocol,tui_descent.scenario,tui_descent.telemetry", HEAVY),
         ("tui_descent.cli,tui_descent.headless,tui_descent.verify,tui_descent.paths", HEAVY),
+        ("tui_descent.doctor,tui_descent.export", HEAVY),
         ("tui_descent", HEAVY),
         ("tui_descent.dashboard", {"torch"}),
         ("tui_descent.training,tui_descent.instruments", {"textual", "rich", "plotext"}),

@@ -25,6 +25,17 @@ GOLDEN = Path(__file__).parent / "golden"
 TIMEOUT_S = 8.0
 
 
+class Frame:
+    """The app's method that draws a frame, and how often it was called."""
+
+    def __init__(self, app: DescentApp) -> None:
+        self.count, self._draw = 0, app.frame
+
+    def __call__(self) -> None:
+        self._draw()
+        self.count += 1
+
+
 @dataclass
 class Dashboard:
     """The app, its Textual pilot and the keeper it is connected to."""
@@ -32,6 +43,7 @@ class Dashboard:
     app: DescentApp
     pilot: Pilot[int]
     keeper: FakeKeeper
+    frame: Frame
 
     def text(self) -> str:
         """The screen as text."""
@@ -56,8 +68,13 @@ class Dashboard:
         # A panel that appears or disappears moves the others, which are then drawn again.
         seen = ""
         while seen != (seen := self.text()):
-            await self.pilot.pause(0.1)
+            await self.frames(2)
             await self.wait_until(lambda: self.app.run_screen.up_to_date)
+
+    async def frames(self, count: int) -> None:
+        """Wait for the next `count` frames; in a frame what has changed is drawn."""
+        last = self.frame.count + count
+        await self.wait_until(lambda: self.frame.count >= last)
 
 
 def _progress(history: History) -> tuple[object, ...]:
@@ -80,7 +97,7 @@ async def wait_until(pilot: Pilot[Any], condition: Callable[[], bool], text: Cal
     end = asyncio.get_running_loop().time() + TIMEOUT_S
     while not condition():
         assert asyncio.get_running_loop().time() < end, "timeout; the screen was:\n" + text()
-        await pilot.pause(0.02)
+        await pilot.pause(0.01)
 
 
 @asynccontextmanager
@@ -102,10 +119,11 @@ async def open_dashboard(
         socket = Path(folder) / "s"
         async with FakeKeeper(socket, before=before, replies=replies, heartbeat=heartbeat) as keeper:
             app = DescentApp(socket, name="vanishing", fps=50, **options)
+            app.frame = frame = Frame(app)  # type: ignore[method-assign]
             # The screen must not depend on the terminal in which the tests are run.
             app.console._color_system, app.no_color = ColorSystem.TRUECOLOR, False
             async with app.run_test(size=size) as pilot:
-                dashboard = Dashboard(app, pilot, keeper)
+                dashboard = Dashboard(app, pilot, keeper, frame)
                 for panel in app.run_screen.query(Panel):
                     panel.min_interval_s = min_interval_s  # type: ignore[misc]
                 app.run_screen.beneath_dialog_s = min_interval_s  # type: ignore[misc]

@@ -18,7 +18,7 @@ from tui_descent.protocol.lens import ActivationPart
 from tui_descent.scenario.knobs import KNOBS
 
 EARLIER = vanishing(30)
-SIZES = [(80, 24), (120, 40), (200, 60)]
+SIZES = [(80, 24), (120, 40), pytest.param((200, 60), marks=pytest.mark.heavy)]
 
 
 async def open_on(dashboard: Dashboard, name: str) -> None:

@@ -13,7 +13,7 @@ from factories import ledger, rewound, started, turned, vanishing
 from nets import digit_batches, loss_of, mlp
 
 from tui_descent.dashboard.panels.backward_pass import backward_steps, draw_backward_pass
-from tui_descent.dashboard.panels.block_parts import CHANGE_STEPS, OTHER_PARTS, BlockParts, parts_of
+from tui_descent.dashboard.panels.block_parts import OTHER_PARTS, BlockParts, parts_of
 from tui_descent.dashboard.panels.chain_rule import ChainRulePanel
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.view import View
@@ -21,6 +21,7 @@ from tui_descent.instruments.chain_rule_ledger import ChainRuleLedger
 from tui_descent.instruments.net_structure import structure
 from tui_descent.protocol.commands import MeasureBackwardPass
 from tui_descent.protocol.events import AnyEvent, BlockPart, KnobState, LedgerEntry, LedgerTaken, PartFactor, RunEnded
+from tui_descent.scenario.knobs import CHANGE_STEPS
 from tui_descent.telemetry.history import History
 from tui_descent.training.steering import surgery
 

@@ -35,7 +35,7 @@ async def box_of(dashboard: Dashboard) -> str:
     seen, text = None, ""
     while seen != text:
         seen = text
-        await dashboard.pilot.pause(0.05)
+        await dashboard.frames(1)
         left, top, width, height = dashboard.app.screen.query_one(".dialog").region
         rows = dashboard.text().splitlines()[top : top + height]
         text = "\n".join(row[left : left + width] for row in rows) + "\n"
@@ -59,7 +59,7 @@ async def test_dialog_screens(size: tuple[int, int]) -> None:
             await close_all(dashboard)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", FEWER)
 async def test_prediction_screen(size: tuple[int, int]) -> None:
     async with open_dashboard(size, run_of(200)) as dashboard:
         await dashboard.press("h", "r")
@@ -78,7 +78,7 @@ async def test_screens_of_other_views(size: tuple[int, int]) -> None:
             compare(f"view-{name}-{size[0]}x{size[1]}", dashboard.text())
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", FEWER)
 async def test_gallery_keeps_its_shape(size: tuple[int, int]) -> None:
     app = GalleryApp()
     async with app.run_test(size=size) as pilot:

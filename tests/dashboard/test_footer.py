@@ -49,6 +49,14 @@ def test_a_diagnosis_is_shown_until_a_knob_is_changed() -> None:
     assert line_of(FOUND, turned(80, "off", "on"), steps(80, [1.0] * 60), again) == ("healthy", "It trains.")
 
 
+def test_a_diagnosis_from_just_before_a_change_is_outdated() -> None:
+    """It is published between two updates, and so is the change: both have the same step."""
+    found, change = msgspec.structs.replace(FOUND, step=80), turned(80, "layer", "layer", knob="norm")
+    assert line_of(found, change) == ("re-evaluating", "since norm changed at step 80")
+    assert line_of(found, change, msgspec.structs.replace(found, step=80)) == ("healthy", "It trains.")
+    assert line_of(found, turned(80, "30", "10", knob="pace")) == ("healthy", "It trains.")
+
+
 def test_first_and_last_block_of_one_list_have_different_names() -> None:
     names = ["embed", "enc.layers.0.linear", "enc.layers.1.linear", "enc.layers.2.linear", "head"]
     layers = tuple(

@@ -68,7 +68,7 @@ async def test_screen_before_the_first_step() -> None:
     async with open_dashboard((80, 24), [StateChanged(state="importing torch")]) as dashboard:
         await dashboard.shows("importing torch…")
         dashboard.keeper.publish(StateChanged(state="building"))
-        await dashboard.shows("building the network…")
+        await dashboard.shows("setting up the run…")
         dashboard.keeper.publish(started(), StateChanged(state="running"))
         await dashboard.shows("waiting for the first step…", "sigmoid")
         await dashboard.drawn()

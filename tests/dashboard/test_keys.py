@@ -308,7 +308,7 @@ async def test_schedule_dialog_draws_the_curve_and_takes_parameters() -> None:
         assert dashboard.keeper.received == [TurnKnob(knob="schedule", value="warmup_cosine", parameters=parameters)]
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40)])
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), pytest.param((120, 40), marks=pytest.mark.heavy)])
 async def test_schedule_dialog_shows_the_axis_of_every_schedule(size: tuple[int, int]) -> None:
     async with open_dashboard(size, EARLIER) as dashboard:
         await dashboard.shows("step    30")
@@ -458,7 +458,7 @@ async def test_no_dialog_opens_after_the_run_has_ended() -> None:
 
 async def test_not_built_yet_disappears_once_the_net_is_built() -> None:
     async with open_dashboard((80, 24), [StateChanged(state="building")]) as dashboard:
-        await dashboard.shows("building the network…")
+        await dashboard.shows("setting up the run…")
         await dashboard.press("n")
         await dashboard.shows("not now  the network is not built yet")
         dashboard.keeper.publish(started(), StateChanged(state="running"))

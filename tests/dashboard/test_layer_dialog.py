@@ -21,7 +21,10 @@ def shown(dashboard: Dashboard) -> dict[str, list[str]]:
     return {name: others for name, *others in cells}
 
 
-@pytest.mark.parametrize("size", [(60, 20), (80, 24), (99, 29), (80, 40), (120, 24), (120, 40)])
+BETWEEN = [pytest.param(size, marks=pytest.mark.heavy) for size in ((99, 29), (80, 40), (120, 24))]
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40), *BETWEEN])
 async def test_values_are_shown_at_every_size(size: tuple[int, int]) -> None:
     async with open_dashboard(size, vanishing(40)) as dashboard:
         await dashboard.drawn()

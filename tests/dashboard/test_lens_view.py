@@ -24,7 +24,7 @@ from tui_descent.scenario.toml import to_table
 
 EARLIER = vanishing(30)
 SIGMOID = (ActivationPart(name="sigmoid"),)
-SIZES = [(80, 24), (120, 40), (200, 60)]
+SIZES = [(80, 24), (120, 40), pytest.param((200, 60), marks=pytest.mark.heavy)]
 
 
 def histogram(limit: float = 8.0, *, below: int = 0, above: int = 0, not_finite: int = 0) -> Histogram:

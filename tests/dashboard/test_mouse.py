@@ -49,7 +49,7 @@ async def test_a_click_on_the_footer_acts_as_its_key(words: str, command: object
         assert dashboard.keeper.steered == [command]
 
 
-@pytest.mark.parametrize("size", [(80, 24), (80, 40), (120, 40), (200, 60)])
+@pytest.mark.parametrize("size", [(80, 24), pytest.param((80, 40), marks=pytest.mark.heavy), (120, 40), (200, 60)])
 async def test_each_view_has_a_tab(size: tuple[int, int]) -> None:
     async with open_dashboard(size, EARLIER) as dashboard:
         await dashboard.drawn()

@@ -56,6 +56,31 @@ def test_the_time_axis_changes_only_when_it_is_full() -> None:
     assert seen == {(2**k, 0) for k in range(7)}
 
 
+def test_a_short_run_is_spread_over_the_whole_axis() -> None:
+    run = History()
+    for count, planned, spread in ((3, 10, 6), (10, 10, 6), (11, 10, 3), (20, 10, 3), (3, 40, 1), (300, 10, 1)):
+        run.steps = count
+        line = TimeAxis.of(run, 70, recent=False, planned=planned)
+        assert line.spread == spread, (count, planned)
+        assert line.column(count - 1) == (count - 1) * spread // line.bin_width
+        assert line.dot((count - 1) // line.steps_per_dot) // 2 == line.column(count - 1)
+        assert line.column(line.end_step) is not None
+        assert all(line.column(int(text)) == column for column, text in line.ticks().items())
+    run.steps = 3
+    assert TimeAxis.of(run, 70, recent=True, planned=10).spread == 1
+    assert TimeAxis.of(run, 70, recent=False).spread == 1
+
+
+def test_the_ten_steps_of_a_surface_are_spread_and_joined_by_one_line() -> None:
+    parabola = started(0, scenario={"data": None, "model": {"name": "surface"}}, steps=10)
+    rows = [s.text for s in LossPanel().draw(view([parabola, steps(0, [0.04**n for n in range(10)])]), 78, 10)]
+    assert rows[-1].split()[:3] == ["0", "2", "4"]
+    drawn = [any("\u2800" < row[x] < "\u28ff" for row in rows[:-1]) for x in range(8, 60)]
+    assert all(drawn), "no gap between two steps"
+    net = started(0, scenario={"data": {"name": "digits"}}, steps=10)
+    assert "20" in [s.text for s in LossPanel().draw(view([net, steps(0, [1.0] * 10)]), 78, 10)][-1]
+
+
 def test_loss_and_heatmap_share_their_columns() -> None:
     look = view(vanishing(300))
     loss = [s.text for s in LossPanel().draw(look, 80, 12)]

@@ -73,7 +73,7 @@ async def opened(dashboard: Dashboard) -> None:
     await dashboard.wait_until(lambda: dashboard.keeper.received == [RunRangeTest()])
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), pytest.param((200, 60), marks=pytest.mark.heavy)])
 async def test_range_test_is_requested_followed_and_shown(size: tuple[int, int]) -> None:
     async with open_dashboard(size, EARLIER) as dashboard:
         await dashboard.wait_until(lambda: dashboard.app.bridge.history.steps == 30)

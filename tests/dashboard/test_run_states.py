@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -33,6 +34,11 @@ from tui_descent.protocol.events import (
 )
 
 EARLIER = vanishing(60)
+
+
+def heavy(*cases: object) -> list[Any]:
+    """Further cases, for the heavy suite."""
+    return [pytest.param(case, marks=pytest.mark.heavy) for case in cases]
 
 
 async def test_a_lost_trainer_is_reported_and_the_screen_stays() -> None:
@@ -121,7 +127,7 @@ async def test_every_key_for_quitting_asks(key: str) -> None:
     assert dashboard.app.return_value == 0
 
 
-@pytest.mark.parametrize("key", ["ctrl+c", "ctrl+q"])
+@pytest.mark.parametrize("key", ["ctrl+c", *heavy("ctrl+q")])
 async def test_quitting_in_a_dialog_closes_only_the_dialog(key: str) -> None:
     async with open_dashboard((100, 30), EARLIER) as dashboard:
         await dashboard.shows("● running")
@@ -155,7 +161,7 @@ async def test_many_resizes_in_a_row() -> None:
         assert len(dashboard.text().splitlines()) == 20
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -1e300, 0.0, -3.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300, 0.0, -3.0, *heavy(-math.inf, -1e300)])
 async def test_non_finite_losses_and_readings_are_drawn(value: float) -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
         bad: list[float | None] = [value] * 22
@@ -177,7 +183,7 @@ async def test_a_held_run_says_why_and_what_to_press() -> None:
         await dashboard.shows("▲ held", "loss is nan · space: resume", "space resume", "loss nan")
 
 
-@pytest.mark.parametrize("state", ["running", "paused", "held", "waiting", "testing", "stopping"])
+@pytest.mark.parametrize("state", ["running", "held", "stopping", *heavy("paused", "waiting", "testing")])
 async def test_a_silent_trainer_is_shown_in_every_state_and_keys_answer(state: State) -> None:
     async with open_dashboard((80, 24), EARLIER) as dashboard:
         before = StateChanged(state=state, reason="loss is nan")
@@ -196,7 +202,7 @@ async def test_a_silent_trainer_is_shown_in_every_state_and_keys_answer(state: S
 
 
 @pytest.mark.parametrize(
-    "state", ["running", "paused", "held", "waiting", "testing", "stopping", "importing torch", "building"]
+    "state", ["running", "held", "stopping", "importing torch", *heavy("paused", "waiting", "testing", "building")]
 )
 async def test_a_silent_keeper_is_shown_until_it_sends_again(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [] if state in ("importing torch", "building") else EARLIER
@@ -226,7 +232,7 @@ async def test_a_keeper_that_is_silent_from_the_start_is_shown(monkeypatch: pyte
     assert app.return_value == 4
 
 
-@pytest.mark.parametrize("state", ["running", "paused", "held", "waiting"])
+@pytest.mark.parametrize("state", ["running", "held", *heavy("paused", "waiting")])
 @pytest.mark.parametrize("script", [False, pytest.param(True, marks=pytest.mark.heavy)])
 async def test_a_silent_keeper_is_left_at_once(state: State, script: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     events = [*EARLIER, StateChanged(state=state)]

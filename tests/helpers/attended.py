@@ -59,8 +59,8 @@ class Attended:
         (pid,) = children(self.keeper.pid)
         return pid
 
-    def connect(self) -> socket.socket:
-        """Connect as soon as the keeper listens."""
+    def connect(self, *, another: bool = False) -> socket.socket:
+        """Connect as soon as the keeper listens; with `another`, the keeper that replaces the dead one."""
         end_s = time.monotonic() + WITHIN_S
         while time.monotonic() < end_s:
             sock = socket.socket(socket.AF_UNIX)
@@ -69,11 +69,12 @@ class Attended:
                 return sock
             except (FileNotFoundError, ConnectionRefusedError):
                 sock.close()
-            assert not self._ends_within(0.01), (Path(self.launch.folder) / "run.log").read_text()
+            time.sleep(0.01)
+            assert another or not self._ends_within(0), (Path(self.launch.folder) / "run.log").read_text()
         raise AssertionError("the keeper never listened")
 
-    def viewer(self, *, hello: bool = True) -> Viewer:
-        viewer = Viewer(self.connect())
+    def viewer(self, *, hello: bool = True, another: bool = False) -> Viewer:
+        viewer = Viewer(self.connect(another=another))
         self._viewers.append(viewer)
         if hello:
             viewer.hello()

@@ -12,7 +12,7 @@ from faulty_loops import LOOPS
 SHARE = 0.95  # of the loops must be named in time, and keep their verdict
 EVERY = (1, 5, 20)
 FACTS = [name for name, loop in LOOPS.items() if loop.kind in ("wiring", "numerics")]
-# Each of these takes a second or two, and the same is found of a smaller net, by which it is usually tested.
+# Each of these takes long, and the same is found of a smaller net, by which it is usually tested.
 SLOW = {
     "adamw_with_a_decay_of_a_hundred", "conv_net_drawn_too_large", "conv_net_with_a_dead_second_layer",
     "conv_net_with_adam_at_a_ten_millionth", "dcgan", "deep_residual_net_that_starts_as_the_identity",
@@ -22,6 +22,11 @@ SLOW = {
     "lstm_whose_outputs_are_squeezed_and_whose_targets_are_not", "lstm_for_prices_of_thousands",
     "body_left_in_eval_mode_after_validation", "conv_net_clipped_to_next_to_nothing",
     "regression_with_nesterov_of_0_998", "momentum_of_0_99_at_a_small_rate", "conv_net_with_validation_in_between",
+    "encoder_with_adam_at_a_tenth", "labels_that_are_random_for_a_wide_net", "conv_net_with_adam_at_three_tenths",
+    "deep_tanh_net_with_small_weights", "conv_net_with_momentum_at_one", "first_updates_kill_the_units",
+    "lstm_with_a_rate_of_a_millionth", "deep_tanh_net_drawn_far_too_large", "deep_sigmoid_mlp", "gpt_with_warm_up",
+    "sigmoid_net_whose_biases_are_far_too_large", "adam_with_a_decay_of_one", "labels_that_are_random",
+    "adam_with_a_decay_of_a_tenth_in_its_gradient", "fine_tuning_of_a_frozen_backbone", "wasserstein_gan",
 }  # fmt: skip
 USUAL = [name for name in LOOPS if name not in SLOW]
 NUMERICS = [name for name, loop in LOOPS.items() if loop.kind == "numerics"]

@@ -176,15 +176,15 @@ def test_metrics_are_computed_from_the_events(metric: str, at: int | None, found
         assert value == found
 
 
-def test_the_mean_of_the_edge_is_over_a_hundred_updates() -> None:
-    assert [*curvature_steps("edge_mean", 1200)] == [1110, 1120, 1130, 1140, 1150, 1160, 1170, 1180, 1190, 1200]
-    assert [*curvature_steps("edge_mean", 25)] == [5, 15, 25]
+def test_the_mean_of_the_edge_is_over_two_hundred_updates() -> None:
+    assert [*curvature_steps("edge_mean", 1200)] == [1020, 1040, 1060, 1080, 1100, 1120, 1140, 1160, 1180, 1200]
+    assert [*curvature_steps("edge_mean", 45)] == [5, 25, 45]
     assert [*curvature_steps("edge", 1200)] == [1200]
-    taken = [curvature(step, sharpness) for step, sharpness in ((100, 90.0), (101, 4.0), (150, 5.0), (200, 6.0))]
-    assert Transcript([*taken, curvature(210, 40.0)]).metric("edge_mean", 200) == 1.25
+    taken = [curvature(step, sharpness) for step, sharpness in ((100, 90.0), (101, 4.0), (200, 5.0), (300, 6.0))]
+    assert Transcript([*taken, curvature(310, 40.0)]).metric("edge_mean", 300) == 1.25
     edgeless = msgspec.structs.replace(taken[-1], limit=None)
-    assert Transcript([*taken[:-1], edgeless]).metric("edge_mean", 200) == 1.125
-    assert Transcript([edgeless]).metric("edge_mean", 200) is None
+    assert Transcript([*taken[:-1], edgeless]).metric("edge_mean", 300) == 1.125
+    assert Transcript([edgeless]).metric("edge_mean", 300) is None
 
 
 def test_every_metric_has_a_value_in_a_complete_run() -> None:

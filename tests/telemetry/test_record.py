@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
 from collections.abc import Callable
 from itertools import pairwise
@@ -88,8 +89,11 @@ def same(events: list[AnyEvent]) -> list[AnyEvent]:
 
 
 def sent(history: History) -> bytes:
-    """All that a viewer is sent, as bytes, so that NaN equals NaN; without the speed, which depends on exact times."""
-    return encode(msgspec.structs.replace(history.send(), steps_per_s=0.0))
+    """All that a viewer is sent, as bytes, so that NaN equals NaN.
+
+    It is without the speed, which depends on exact times, and without the gradients' past, which a checkpoint rounds.
+    """
+    return encode(msgspec.structs.replace(history.send(), steps_per_s=0.0, grads={}))
 
 
 ENDED = RunEnded(status="finished", step=400, loss=0.25, accuracy=0.9)
@@ -315,6 +319,20 @@ def test_interventions_of_the_final_state_are_in_their_order_without_those_undon
             assert [made.id for made in record.interventions()] == wanted, count
 
 
+def test_gradients_in_a_checkpoint_are_nearly_those_of_the_run(tmp_path: Path) -> None:
+    history = recorded(tmp_path, [*vanishing(300), RunEnded(status="finished", step=300)])
+    with Record.open(tmp_path) as record:
+        found = record.history().grads[0]
+    wanted = history.grads[0]
+    assert found.names == wanted.names
+    for width in (1, 4, 64):
+        pairs = list(zip(found.window(width, 0, 300), wanted.window(width, 0, 300), strict=True))
+        assert len(pairs) > 4
+        for (bin_, values), (wanted_bin, wanted_values) in pairs:
+            assert bin_ == wanted_bin
+            assert values == pytest.approx(wanted_values, rel=1 / 128)
+
+
 def test_checkpoints_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "FIRST_SPACING", 1)
     monkeypatch.setattr(writer, "MAX_CHECKPOINTS", 8)
@@ -465,3 +483,22 @@ def test_only_records_with_steps_count(tmp_path: Path) -> None:
     made.writer.close()
     other_file(tmp_path)
     assert has_steps(tmp_path), "a damaged record is not thrown away"
+
+
+def test_code_in_the_documentation_reads_the_record(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "record.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def rates" in block]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    cosine = [0.05 * (1 + math.cos(n / 100)) for n in range(1500)]
+    made: list[AnyEvent] = [started(2), steps(0, [0.5] * 9), steps(9, [0.1] * 1491, lr=0.3)]
+    made += [steps(1500 + n, [1.0], lr=rate) for n, rate in enumerate(cosine)]
+    recorded(tmp_path, made)
+    connection = sqlite3.connect(f"file:{tmp_path / RECORD_FILE}?mode=ro", uri=True)
+    connection.row_factory = sqlite3.Row
+    rows = connection.execute("SELECT * FROM steps ORDER BY seq").fetchall()
+    assert [loss for row in rows for loss in names["losses"](row)] == [0.5] * 9 + [0.1] * 1491 + [1.0] * 1500
+    assert [rate for row in rows for rate in names["rates"](row)] == [0.1] * 9 + [0.3] * 1491 + cosine
+    for query in re.findall(r'sqlite3 record\.sqlite "(SELECT.*)"', text):
+        assert connection.execute(query).fetchall() is not None
+    connection.close()

@@ -7,7 +7,7 @@ import pytest
 from factories import curved, history_of, received, started, steps, turned, vanishing
 
 from tui_descent.dashboard.prediction import Prediction, reveal, what_happened
-from tui_descent.protocol.events import AnyEvent, EndReached, KnobState, RunEnded, StateChanged
+from tui_descent.protocol.events import AnyEvent, Diagnosed, EndReached, KnobState, RunEnded, StateChanged
 from tui_descent.scenario import presets
 from tui_descent.scenario.claims import Measure, judge
 from tui_descent.scenario.key_words import how_to_press
@@ -45,6 +45,35 @@ def test_every_preset_has_a_hint_from_its_start_to_its_end() -> None:
         assert next_hint(scenario, history), name
         history.apply(StateChanged(state="held"))
         assert "press" in next_hint(scenario, history), name
+
+
+def test_the_key_comes_too_late_once_the_loss_has_fallen_without_it() -> None:
+    scenario = presets.find("saddle")[1]
+    (at,) = [entry.at for entry in scenario.plan if entry.turn]
+    on_saddle = [1.0 * 0.96**n for n in range(at + 100)]
+    history = history_of([started(), steps(0, on_saddle), diagnosed("not clear", at + 100)])
+    assert next_hint(scenario, history) == "press ]"
+    left = [-1.0 + 0.9**n for n in range(100)]
+    for event in (steps(at + 100, left), diagnosed("healthy", at + 200)):
+        history.apply(event)
+    assert next_hint(scenario, history) == "the loss fell without it; restart (R), then press ]"
+    history.apply(diagnosed("saddle", at + 200))
+    assert next_hint(scenario, history) == "press ]"
+    history.apply(diagnosed("healthy", at + 200))
+    history.apply(turned(at + 150, "sgd", "momentum", knob="optimizer"))
+    assert next_hint(scenario, history) == "press ]"
+
+
+def test_the_key_is_still_named_in_a_healthy_run_whose_loss_has_hardly_fallen() -> None:
+    scenario = presets.find("narrow-valley")[1]
+    (at,) = [entry.at for entry in scenario.plan if entry.turn]
+    losses = [48.0 - 0.01 * n if n else 100.0 for n in range(at + 300)]
+    history = history_of([started(), steps(0, losses), diagnosed("healthy", at + 300)])
+    assert next_hint(scenario, history) == "press o and choose momentum"
+
+
+def diagnosed(finding: str, step: int) -> Diagnosed:
+    return Diagnosed(segment=0, step=step, finding=finding, sure=0.9)
 
 
 def measure_in(transcript: Transcript) -> Measure:
@@ -90,10 +119,10 @@ def test_a_claim_that_does_not_hold_is_said() -> None:
     assert result.outcome == "not held"
 
 
-def test_the_mean_of_the_edge_is_judged_by_what_was_measured_in_the_last_hundred_updates() -> None:
+def test_the_mean_of_the_edge_is_judged_by_what_was_measured_in_the_last_two_hundred_updates() -> None:
     claim = Claim(metric="edge_mean", at=500, equals=1.0, within=0.08)
     scenario = msgspec.structs.replace(SCENARIO, claim=(claim,))
-    measured = [curved(step, high, -0.1) for step, high in ((390, 9.0), (430, 1.8), (460, 2.4), (490, 2.0), (510, 9.0))]
+    measured = [curved(step, high, -0.1) for step, high in ((290, 9.0), (330, 1.8), (460, 2.4), (490, 2.0), (510, 9.0))]
     events = [*vanishing(600, 10_000), *measured]
     (result,) = end_card(scenario, history_of(events), "vanishing").claims
     assert (result.outcome, result.found) == ("held", "1.033 at step 490")

@@ -34,6 +34,8 @@ INDEPENDENT = {
     ("chain-rule", 6): "the net learns with either activation: that is the claim",
     ("activations", 1): "GELU does as well as ReLU: that is the claim",
     ("activations", 2): "SiLU does as well as ReLU: that is the claim",
+    ("post-ln", 0): "at the start the gradient arrives, wherever the norm is",
+    **{("grokking", n): "a net memorises fewer sums, too, and does not learn to add" for n in range(4)},
     ("break-it", 0): "the net works, with or without residual connections",
     ("break-it", 3): "the repaired net is as good as an unbroken one: that is the claim",
     ("break-it", 5): "tanh breaks nothing: that is the claim",

@@ -77,7 +77,7 @@ def test_interventions_take_effect_at_their_step_in_the_order_given(ended: dict[
     assert [line["lr"] for line in outcome.events("step")] == [0.1] * 10
     (rejected,) = outcome.events("rejected")
     assert (rejected["step"], rejected["knob"]) == (5, "residual")
-    assert "no block keeps its input's shape" in rejected["reason"]
+    assert "a test surface has no layers, only one point that moves" in rejected["reason"]
     kinds = [(line["event"], line.get("step")) for line in outcome.lines]
     assert kinds.index(("step", 2)) < kinds.index(("intervention", 3)) < kinds.index(("step", 3))
 

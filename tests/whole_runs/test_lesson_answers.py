@@ -58,6 +58,19 @@ CHEAP = (
         ),
     ),
     Answer(
+        "The loss grows from 0.001 to 4.3 in seven steps",
+        "catapult",
+        (
+            loss(0, 0.001, 1e-5),
+            Claim(metric="loss_max", at=10, equals=4.3, within=0.05),
+            Claim(metric="sharpness", at=0, equals=10.3, within=0.05),
+            Claim(metric="sharpness", at=50, equals=0.42, within=0.02),
+            Claim(metric="sharpness", at=50, equals=10.3, within=0.05, overrides=("optimizer.lr=0.17",)),
+            Claim(metric="status", equals="diverged", overrides=("optimizer.lr=0.44",)),
+            Claim(metric="steps", equals=11, within=0.1, overrides=("optimizer.lr=0.44",)),
+        ),
+    ),
+    Answer(
         "measured are 0.00006",
         "chain-rule",
         (
@@ -93,6 +106,16 @@ LONG = (
         "rate-too-small",
         (Claim(metric="status", equals="diverged", given=("100:lr=*100000",)),),
     ),
+    Answer("With `]` three times 97 % are right", "too-cold", (accuracy(0.97, "100:lr=*1000"),)),
+    Answer("After 160 steps the curvature is about 0.1", "warmup", (
+        Claim(metric="sharpness", at=0, above=90),
+        Claim(metric="sharpness", at=160, equals=0.12, within=0.05, given=("0:schedule=warmup_cosine",)),
+    )),
+    Answer("19,000 and 9,500", "adam-edge", (
+        Claim(metric="stability_limit", at=800, equals=19000, within=1),
+        Claim(metric="stability_limit", at=1200, equals=9500, within=1, given=("900:lr=0.004",)),
+        Claim(metric="edge", at=1200, equals=1, within=0.05, given=("900:lr=0.004",)),
+    )),
     Answer("65.6 %", "cross-entropy", (
         accuracy(0.656, at=100, overrides=("loss.name=mse",)), accuracy(0.96, at=100),
     )),

@@ -69,15 +69,17 @@ class DescentApp(App[int]):
         keeper_gone: Callable[[], bool] = lambda: False,
         run_lives: Callable[[], bool] = lambda: False,
         read_only: bool = False,
+        bridge: Bridge | None = None,
+        screen: type[RunScreen] = RunScreen,
     ) -> None:
         super().__init__()
-        self.bridge = Bridge(
+        self.bridge = bridge or Bridge(
             socket, name="dashboard", keeper_gone=keeper_gone, run_lives=run_lives, read_only=read_only
         )
         self._is_script = script
         self.run_name = name
         self.fps = fps
-        self.run_screen = RunScreen(
+        self.run_screen = screen(
             self.bridge, name=name, log_path=log_path, script=script, scenario=read_scenario(scenario)
         )
         self._bridge_task: asyncio.Task[None] | None = None

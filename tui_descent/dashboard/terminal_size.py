@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+MIN_WIDTH, MIN_HEIGHT = 60, 20  # the least columns and rows of a dashboard
 TALL_ROWS = 30  # from this height on, the views have a row of tabs
 
 

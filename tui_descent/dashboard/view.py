@@ -47,6 +47,7 @@ class View:
     `stopping`: the user has asked to stop, and the script has not ended yet. `shown`: the name of the view, `story` for
     the story. `hidden`: the lines of charts that are not drawn. `predict`: the story view asks for a prediction before
     a change; `prediction` is the newest one. `nudge`: what the activation lens compares.
+    `replay`: the state of the replay of a recorded run; empty for a live one.
     """
 
     history: History
@@ -69,6 +70,7 @@ class View:
     predict: bool = True
     prediction: Prediction | None = None
     nudge: Nudge = Nudge()
+    replay: str = ""
 
     @property
     def story_open(self) -> bool:

@@ -27,7 +27,7 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     WiringFound,
 )
-from tui_descent.scenario.knobs import NEUTRAL_KNOBS
+from tui_descent.scenario.knobs import CHANGE_STEPS, NEUTRAL_KNOBS
 from tui_descent.telemetry.diagnosis import Diagnosis, Finding, sentence
 from tui_descent.telemetry.diagnosis.situation import after_turn, situation_of
 
@@ -83,7 +83,9 @@ class DiagnosisEvents:
                 self._diagnosis.undoable = bool(event.in_force)
                 self._published = None
             case KnobTurned() if event.knob not in NEUTRAL_KNOBS:
-                self._diagnosis.turn_knob(event.step, event.knob, event.value or event.new, old=event.old)
+                gradual = CHANGE_STEPS.get(event.way or "", 0)
+                value = event.value or event.new
+                self._diagnosis.turn_knob(event.step, event.knob, value, old=event.old, gradual=gradual)
                 self._diagnosis.context = after_turn(self._diagnosis.context, event)
                 self._diagnosis.set_knobs(event.knobs)
                 self._published = None

@@ -10,12 +10,31 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.codec import FrameError, decode, from_ring, from_trainer
 from tui_descent.protocol.events import AnyEvent, Noted, RunStarted, StepsCompleted, StepsMissed
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord, Ring, StepRecord
 from tui_descent.telemetry.history import History
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How many updates, readings and events of the trainer are in the run's record, counted from the run's start."""
+
+    steps: int = 0
+    readings: int = 0
+    events: int = 0
+
+    def values(self) -> dict[str, int]:
+        """As values of the record's table `about`."""
+        return {"ring_steps": self.steps, "ring_readings": self.readings, "link_events": self.events}
+
+    @classmethod
+    def of(cls, about: dict[str, Any]) -> Position:
+        """The inverse of `values`."""
+        return cls(*(int(about.get(key) or 0) for key in cls().values()))
 
 
 class EventStream:
@@ -25,7 +44,9 @@ class EventStream:
     """
 
     def __init__(self, history: History) -> None:
-        self.ring: Ring | None = None  # opened at the `RunStarted` event
+        self.ring: Ring | None = None  # opened at the `RunStarted` event, or by `resume`
+        self.events = 0  # how many of the trainer's events have been yielded, by earlier keepers too
+        self._repeated = 0  # how many events arrive again, because the keeper before this one has recorded them
         self._history = history
         self._steps: list[StepRecord] = []  # records read from the ring but not published yet
         self._readings: list[ReadingRecord] = []
@@ -33,6 +54,23 @@ class EventStream:
         self._steps_missed = 0
         self._published = (-1, -1)  # segment and step of the last update that was published
         self._warned_of_readings = False
+
+    @property
+    def position(self) -> Position:
+        """How much of the trainer's output has been yielded."""
+        steps, readings = (0, 0) if self.ring is None else self.ring.position
+        return Position(steps=steps - len(self._steps), readings=readings - len(self._readings), events=self.events)
+
+    def resume(self, trainer: Trainer, position: Position, *, sent_before: int) -> None:
+        """Go on from `position`, where the last keeper's record ends. The trainer sends its events again, except the
+        first `sent_before`. Raises `ChannelError` if the ring cannot be opened.
+        """
+        self.ring = trainer.ring()
+        self.ring.skip_to(position.steps, position.readings)
+        self.events = position.events
+        self._repeated = max(0, position.events - sent_before)
+        self._published = (self._history.segment, self._history.steps - 1)
+        self.ring.raise_flag()
 
     def new_events(self, trainer: Trainer) -> Iterator[AnyEvent]:
         """Yield all new events. Raises `ChannelError` if the ring cannot be opened.
@@ -43,6 +81,7 @@ class EventStream:
         yield from self._read_ring()
         steps_read = self._steps_read
         events = _receive(trainer)
+        events, self._repeated = events[self._repeated :], max(0, self._repeated - len(events))
         yield from self._read_ring()
         known: object = None  # the place of the previous event
         for event, placed in zip(events, _places(events), strict=True):
@@ -60,6 +99,7 @@ class EventStream:
                 self.ring.raise_flag()  # requests may have been sent before there was a ring with a flag to raise
                 yield from self._read_ring()
                 known = None
+            self.events += 1
             yield event
         yield from self._publish_steps(steps_read)
 

@@ -21,17 +21,26 @@ from tui_descent.keeper.diagnosis import DiagnosisEvents
 from tui_descent.keeper.ending import Ending
 from tui_descent.keeper.event_stream import EventStream
 from tui_descent.keeper.gpu import Gpus
+from tui_descent.keeper.notifier import Notifier
+from tui_descent.keeper.past import Past
 from tui_descent.keeper.requests import Requests
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.keeper.viewers import Viewers
 from tui_descent.protocol.channel import ChannelError, listen
 from tui_descent.protocol.codec import FrameError
 from tui_descent.protocol.commands import ClientRequest, ResizeTerminal, Stop
-from tui_descent.protocol.events import AnyEvent, DeviceTaken, Noted, RunEnded, StateChanged, StepsCompleted
+from tui_descent.protocol.events import (
+    AnyEvent,
+    DeviceTaken,
+    Noted,
+    RecordingChanged,
+    RunEnded,
+    StateChanged,
+    StepsCompleted,
+)
 from tui_descent.protocol.joining import is_ours
 from tui_descent.protocol.launch import Launch, unreachable
 from tui_descent.protocol.run_lock import hold_keeper_lock
-from tui_descent.telemetry.history import History
 from tui_descent.telemetry.record import RecordError, RecordWriter
 
 TICK_S = 1 / 30
@@ -54,7 +63,7 @@ class Keeper:
     """One run's keeper. It calls `on_event`, if given, with every event; a headless run prints them that way.
 
     `listener` is the socket for viewers, if the caller has opened it; else `run` opens the one at `launch.socket`. With
-    `record`, the run is recorded in its folder.
+    `record`, the run is recorded in its folder. With `takes_over`, the run's last keeper has died.
     """
 
     def __init__(
@@ -64,12 +73,14 @@ class Keeper:
         on_event: Callable[[AnyEvent], None] | None = None,
         listener: socket.socket | None = None,
         record: bool = True,
+        takes_over: bool = False,
     ) -> None:
         self.launch = launch
         self._recorded = record
         self._record: RecordWriter | None = None
         self._listener = listener
-        self.history = History()
+        self._past = Past.of(launch, takes_over=takes_over)
+        self.history = self._past.history
         self.ended: RunEnded | None = None
         self._stream = EventStream(self.history)
         self._requests = Requests(self.history)
@@ -77,6 +88,7 @@ class Keeper:
         self._diagnosis = DiagnosisEvents()
         self._gpus = Gpus()
         self._on_event = on_event
+        self._notifier = Notifier.of(launch, self.history)
         self._selector = selectors.DefaultSelector()
         self._viewers: Viewers | None = None
         self._socket_file: tuple[int, int] | None = None  # device and inode of the file at `launch.socket`
@@ -92,19 +104,20 @@ class Keeper:
         self._before_silence: StateChanged | None = None  # the state from before, while the trainer is silent
         self._started_s = self._heard_s = time.monotonic()
 
-    def run(self, start_trainer: Callable[[], Trainer]) -> RunEnded:
+    def run(self, start_trainer: Callable[[], Trainer], *, sent_before: int = 0) -> RunEnded:
         """Run until the trainer has exited and every viewer has received the last event.
 
+        If this keeper takes over, `sent_before` is how many events the trainer has sent before and will not send again.
         Raises `ChannelError` if the socket cannot be opened, or if the run has another keeper.
         """
         self._lock = hold_keeper_lock(self.launch.path)
         try:
-            return self._run(start_trainer)
+            return self._run(start_trainer, sent_before)
         finally:
             if self._lock is not None:
                 os.close(self._lock)
 
-    def _run(self, start_trainer: Callable[[], Trainer]) -> RunEnded:
+    def _run(self, start_trainer: Callable[[], Trainer], sent_before: int) -> RunEnded:
         if self.launch.socket is not None:
             listener = self._listener or listen(Path(self.launch.socket))
             self._socket_file = _file_at(self.launch.socket)
@@ -117,12 +130,16 @@ class Keeper:
                 on_refused=lambda order: self._publish(self._requests.reject(order, READ_ONLY)),
                 on_leave=self._viewer_left,
                 on_join=self._join,
+                numbers=self._past.clients,
             )
         try:
             self._open_record()
-            self._publish(StateChanged(state="importing torch"))
+            if not self._past.position.events:
+                self._publish(StateChanged(state="importing torch"))
             try:
                 self._trainer = start_trainer()
+                if self._past.position.events:
+                    self._take_over(self._trainer, sent_before)
                 ended = self._serve(self._trainer)
             except (ChannelError, OSError) as error:
                 what = "cannot be started" if self._trainer is None else "cannot be reached"
@@ -136,9 +153,26 @@ class Keeper:
     def _open_record(self) -> None:
         if self._recorded:
             try:
-                self._record = RecordWriter.open(self.launch, self.history.send)
+                self._record = RecordWriter.open(self.launch, self.history.send, self._position)
             except (RecordError, OSError) as error:
-                self._publish(Noted(step=0, text=f"this run is not recorded: {error}", level="warning"))
+                self._publish(RecordingChanged(step=self.history.steps, trouble="see the events"))
+                text = f"this run is not recorded: {error}"
+                self._publish(Noted(step=self.history.steps, text=text, level="warning"))
+
+    def _position(self) -> dict[str, int]:
+        """What another keeper needs to know to go on from this moment, for the record."""
+        clients = 0 if self._viewers is None else self._viewers.numbers
+        return {**self._stream.position.values(), "clients": clients}
+
+    def _take_over(self, trainer: Trainer, sent_before: int) -> None:
+        """Go on in place of a keeper that has died, where its record ends. Raises `ChannelError`."""
+        self._stream.resume(trainer, self._past.position, sent_before=sent_before)
+        for event in (self.history.started, self.history.layers_changed):
+            if event is not None:
+                for _ in self._diagnosis.after(event):
+                    pass
+        text = "the run's keeper died; another one goes on"
+        self._publish(Noted(step=self.history.steps, text=text, level="warning"))
 
     def _serve(self, trainer: Trainer) -> RunEnded:
         """Publish events and pass requests on until the trainer has exited."""
@@ -239,6 +273,8 @@ class Keeper:
         if exited:
             self._end(trainer)
         elif self._leave_reason:
+            if self._stream.ring is not None:
+                self._stream.ring.leave()
             text = f"the keeper was ended by {self._leave_reason}; training goes on unwatched"
             self._reject_unanswered()
             self._publish(RunEnded(status="lost", step=self.history.steps, reason=text))
@@ -251,7 +287,14 @@ class Keeper:
             self._keep_socket(self._viewers)
             self._viewers.maintain()
         if self._record is not None:
-            self._record.maintain()
+            for event in self._record.maintain():
+                self._publish(event)
+        if self._stream.ring is not None:
+            recorded = self._stream.events if self._record is None else self._record.position.get("link_events", 0)
+            if self._record is not None or not self._recorded:
+                self._stream.ring.set_recorded(recorded)
+        if self._notifier is not None and (trouble := self._notifier.trouble()):
+            self._publish(Noted(step=self.history.steps, text=trouble, level="warning"))
 
     def _keep_socket(self, viewers: Viewers) -> None:
         """Create the socket's file again if it is gone. At a logout, for example, the runtime folder is deleted."""
@@ -382,6 +425,8 @@ class Keeper:
             self._record.add(event)  # an intervention is written before viewers learn of it
         if self._viewers is not None:
             self._viewers.publish(event)
+        if self._notifier is not None:
+            self._notifier.add(event)
         if isinstance(event, RunEnded):
             self.ended = event
         if self._on_event is not None:
@@ -406,6 +451,8 @@ class Keeper:
             self._wait(TICK_S)
 
     def _close(self) -> None:
+        if self._notifier is not None:
+            self._notifier.close()
         if self._record is not None:
             self._record.close()
         if self._viewers is not None:

@@ -1,7 +1,8 @@
 """The keeper's own process, started by a dashboard or by a user loop.
 
-`python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING | --listener SOCKET]`; SOCKET and RING are inherited
-file descriptors.
+`python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING [SENT] | --listener SOCKET]`; SOCKET and RING are
+inherited file descriptors. With SENT, this keeper takes the place of one that has died: the trainer sends its events
+again, except the first SENT.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -32,18 +34,22 @@ def main(argv: list[str]) -> int:
         hold_lock(folder)
         launch = Launch.read(folder)
         is_child = option == [PARENT_OPTION]
-        keeper = Keeper(launch, listener=None if is_child or not shared else socket.socket(fileno=shared[0]))
+        is_foreign = launch.scenario is None and launch.command is None
+        takes_over = is_child and len(shared) > 2
+        listener = None if is_child or not shared else socket.socket(fileno=shared[0])
+        keeper = Keeper(launch, listener=listener, takes_over=takes_over)
 
         def stop(number: int, _: FrameType | None) -> None:
             # A user's loop that has started this keeper must not end together with it, for example at a logout.
-            (keeper.leave if is_child else keeper.stop)(signal.Signals(number).name)
+            (keeper.leave if is_foreign else keeper.stop)(signal.Signals(number).name)
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, stop)
         if is_child:
             parent = os.getppid()
             link, file = socket.socket(fileno=shared[0]), shared[1]
-            ended = keeper.run(lambda: Trainer.adopt(link, file, parent=parent))
+            adopt = partial(Trainer.adopt, link, file, parent=parent, launch=launch)
+            ended = keeper.run(adopt, sent_before=shared[2] if takes_over else 0)
         else:
             ended = keeper.run(lambda: Trainer.start(launch))
     except (ChannelError, OSError) as error:

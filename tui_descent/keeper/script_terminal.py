@@ -24,7 +24,7 @@ from pathlib import Path
 from tui_descent.keeper.output_log import OutputLog
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import FrameError, decode
-from tui_descent.protocol.launch import LOG_FILE, command_environment
+from tui_descent.protocol.launch import EXIT_CODE_FILE, LOG_FILE, command_environment
 from tui_descent.protocol.run_lock import hold_lock, keep_folder
 from tui_descent.protocol.script_terminal import MAX_BYTES, ScriptExited, SendSignal, SetSize, to_terminal
 
@@ -39,10 +39,10 @@ END_OF_INPUT = b"\x04" * 8
 
 
 class ScriptTerminal:
-    """A script on its own terminal. `control` is the connection to the keeper."""
+    """A script on its own terminal. `folder` is the run's, `control` the connection to the keeper."""
 
-    def __init__(self, control: Peer, log: OutputLog, *, size: tuple[int, int]) -> None:
-        self._control, self._log = control, log
+    def __init__(self, folder: Path, control: Peer, log: OutputLog, *, size: tuple[int, int]) -> None:
+        self._folder, self._control, self._log = folder, control, log
         self._master, self._slave = os.openpty()
         os.set_blocking(self._master, False)
         fcntl.ioctl(self._slave, termios.TIOCSCTTY, 0)  # this process is the leader of a new session
@@ -77,6 +77,9 @@ class ScriptTerminal:
         self.left_alone = self._control.closed is not None
         code = NOT_RUN if self._script is None else self._script.returncode
         self._control.send(ScriptExited(code=code))
+        if self.left_alone:
+            with contextlib.suppress(OSError):
+                (self._folder / EXIT_CODE_FILE).write_text(str(code))
         while self._reading:
             self._wait(None)
         self._leave_terminal()
@@ -168,7 +171,7 @@ def main(argv: list[str]) -> int:
     peer = Peer(socket.socket(fileno=control), limit=MAX_BYTES)
     log = OutputLog(folder / LOG_FILE)
     try:
-        terminal = ScriptTerminal(peer, log, size=(columns, rows))
+        terminal = ScriptTerminal(folder, peer, log, size=(columns, rows))
     except OSError as error:
         log.write(f"tui-descent: cannot open a terminal (pty) for the script: {error.strerror}\n".encode())
         peer.send(ScriptExited(code=NOT_RUN))

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 from tui_descent.protocol.channel import ChannelError, Peer
@@ -21,6 +22,7 @@ from tui_descent.protocol.launch import (
     ENV_FOLDER,
     ENV_LINK,
     ENV_RING,
+    EXIT_CODE_FILE,
     KEEPER_LOG_FILE,
     LOG_FILE,
     Launch,
@@ -34,6 +36,7 @@ from tui_descent.protocol.script_terminal import MAX_BYTES, SendSignal, SetSize,
 from tui_descent.telemetry.script_output import last_lines
 
 LOG_LINES = 12
+EXIT_CODE_WITHIN_S = 1.0
 
 
 class Script:
@@ -115,6 +118,8 @@ class Trainer:
         self._file = file
         self.process, self.script = process, script
         self._parent = parent
+        self._exit_file: Path | None = None  # of an adopted script: where its terminal writes the exit code
+        self._owned = False  # whether this keeper may signal its parent
         self._pidfd = None if script is not None else _pidfd(process.pid if process else parent or 0)
 
     @classmethod
@@ -138,9 +143,13 @@ class Trainer:
         return cls(ours, file, process=process)
 
     @classmethod
-    def adopt(cls, link: socket.socket, file: int, *, parent: int) -> Trainer:
-        """The trainer for a user loop that has started this keeper."""
-        return cls(link, file, parent=parent)
+    def adopt(cls, link: socket.socket, file: int, *, parent: int, launch: Launch | None = None) -> Trainer:
+        """The trainer that has started this keeper: a user loop, or a run whose first keeper has died."""
+        trainer = cls(link, file, parent=parent)
+        if launch is not None and launch.command is not None:
+            trainer._exit_file = launch.path / EXIT_CODE_FILE
+        trainer._owned = launch is not None and (launch.scenario is not None or launch.command is not None)
+        return trainer
 
     def connect_anew(self, sock: socket.socket) -> None:
         """Send the trainer's end of a new connection, and the ring, to the process at `sock`, which becomes the
@@ -174,18 +183,25 @@ class Trainer:
             return self.script.exited()
         if self.process is not None:
             return self.process.poll() is not None
+        if self._owned:  # a script may run long after its loop has closed the connection
+            return os.getppid() != self._parent
         return self.link.closed is not None or os.getppid() != self._parent
 
     def exit_code(self) -> int | None:
         """The exit code, negative for a signal. None for a user loop, because only its parent process gets the code."""
         if self.script is not None:
             return self.script.exit_code
+        if self._exit_file is not None:
+            return _read_exit_code(self._exit_file)
         return self.process.returncode if self.process is not None else None
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal a trainer that this keeper started, and its children. A keeper's parent is never signalled."""
+        """Signal a trainer that this run started, and its children. A user's own process is never signalled."""
         if self.script is not None:
             self.script.signal(number)
+        elif self._owned and self._parent is not None and os.getppid() == self._parent:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(os.getpgid(self._parent), number)
         elif self.process is not None and self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
@@ -198,6 +214,16 @@ class Trainer:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+
+
+def _read_exit_code(file: Path) -> int | None:
+    """The exit code of a script whose first keeper has died. Its terminal writes it when the script has ended."""
+    end_s = time.monotonic() + EXIT_CODE_WITHIN_S
+    while time.monotonic() < end_s:
+        with contextlib.suppress(OSError, ValueError):
+            return int(file.read_text())
+        time.sleep(0.02)
+    return None
 
 
 def log_tail(folder: Path) -> tuple[str, ...]:

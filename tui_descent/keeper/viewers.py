@@ -44,7 +44,8 @@ class Viewers:
 
     A new client is sent what `history` returns. `on_request` is called with each request, `on_refused` with a request
     that a read-only client may not make, `on_leave` with the number of a client that has left, `on_join` with the
-    connection of a process that wants to be the trainer; it raises `FrameError` to refuse.
+    connection of a process that wants to be the trainer; it raises `FrameError` to refuse. `numbers` is the highest
+    number that an earlier keeper of the run has given to a client.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class Viewers:
         on_refused: Callable[[ClientRequest], None] = lambda request: None,
         on_leave: Callable[[int], None] = lambda number: None,
         on_join: Callable[[socket.socket], None] = _refuse_to_join,
+        numbers: int = 0,
     ) -> None:
         self.seen = 0  # how many clients have ever sent Hello
-        self._numbers = 0
+        self.numbers = numbers  # the highest number of a client so far
         self._listener = listener
         self._selector = selector
         self._run = run
@@ -96,8 +98,8 @@ class Viewers:
         if len(self._all) - self.attached >= MAX_WITHOUT_HELLO:
             sock.close()
             return
-        self._numbers += 1
-        viewer = Viewer(Peer(sock, limit=MAX_FROM_VIEWER), self._numbers)
+        self.numbers += 1
+        viewer = Viewer(Peer(sock, limit=MAX_FROM_VIEWER), self.numbers)
         self._all[viewer.number] = viewer
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._receive(viewer))
 

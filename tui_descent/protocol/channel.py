@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import stat
 from collections import deque
@@ -51,6 +52,14 @@ class Peer:
             if len(data) < CHUNK:
                 break
         return bodies
+
+    def check(self) -> None:
+        """Set `closed` if the other end has closed the connection, also if something it sent was not read yet."""
+        if self.closed is None:
+            poll = select.poll()
+            poll.register(self.socket, select.POLLHUP)
+            if poll.poll(0):
+                self.closed = "the other end closed the connection"
 
     def send(self, message: Any) -> None:
         """Queue a message and send as much as the socket accepts without blocking."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Source = Literal["key", "send", "plan"]
+Source = Literal["key", "send", "plan", "rollback"]
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="do"):

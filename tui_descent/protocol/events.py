@@ -22,6 +22,7 @@ from tui_descent.protocol.task_pictures import TaskPicture
 from tui_descent.protocol.undo_events import Ghost
 from tui_descent.protocol.undo_events import KnobState as KnobState
 from tui_descent.protocol.undo_events import Rewound as Rewound
+from tui_descent.protocol.undo_events import SnapshotSaved as SnapshotSaved
 from tui_descent.protocol.undo_events import SnapshotTaken as SnapshotTaken
 
 State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "testing", "stopping", "ended"]
@@ -429,6 +430,13 @@ class Noted(Event, frozen=True, kw_only=True, tag="note"):
     level: Literal["info", "warning", "error", "caption"] = "info"
 
 
+class RecordingChanged(Event, frozen=True, kw_only=True, tag="recording"):
+    """Recording has stopped because of `trouble`, or goes on again if that is "". The run is not affected."""
+
+    step: int
+    trouble: str = ""
+
+
 class EndReached(Event, frozen=True, kw_only=True, tag="end_reached"):
     """All steps are made, `step` of them, and the run waits for commands.
 
@@ -483,10 +491,12 @@ AnyEvent = (
     | CommandDone
     | CommandRejected
     | SnapshotTaken
+    | SnapshotSaved
     | Rewound
     | NotFinite
     | Marked
     | Noted
+    | RecordingChanged
     | EndReached
     | RunEnded
 )
@@ -576,6 +586,7 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     ghosts: tuple[Ghost, ...] = ()
     line: list[KnobTurned | Marked | Evaluated] = []
     snapshot: SnapshotTaken | None = None
+    diagnosis: Diagnosed | None = None
     unavailable: dict[str, str] = {}
     rows: dict[int, tuple[str, ...]] = {}
     lanes: list[LaneSent] = []

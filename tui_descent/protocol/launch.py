@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from tui_descent.protocol.inherited_fds import socket_pair
+from tui_descent.protocol.resume import Resume
 from tui_descent.protocol.ring import ring_file
 
 # Environment variables of the trainer: the run's folder, the inherited socket to the keeper, the shared memory.
@@ -27,8 +28,13 @@ ENV_RING = "TUI_DESCENT_RING"
 # script has called `watch()`.
 LAUNCH_FILE, LOG_FILE, KEEPER_LOG_FILE = "launch.json", "run.log", "keeper.log"
 CONNECTED_FILE, CLOSED_FILE, SECOND_FILE = "claimed", "closed", "second"
+EXIT_CODE_FILE = "exit-code"  # the exit code of a script whose keeper has died
 CLOSED = "the script has closed the file descriptors of exec, so its steps are not shown"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
+ENV_SNAPSHOT_EVERY, ENV_SNAPSHOT_SIZE = "TUI_DESCENT_SNAPSHOT_EVERY", "TUI_DESCENT_SNAPSHOT_SIZE"
+ENV_RESUME = "TUI_DESCENT_RESUME"  # for a script that starts its own keeper: the run to go on with
+SNAPSHOT_EVERY_S = 300.0
+SNAPSHOTS_FOLDER = "snapshots"  # in the run's folder
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -42,8 +48,12 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     memory for all snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's
     free memory. With `force`, the run starts even if it does not seem to fit into memory. With `demo`, the entries of
     the scenario's plan that are only for a demonstration are played too. `terminal_size` is the number of columns and
-    rows of the terminal on which the `command` runs. `race` are the optimizers of a race, as `scenario/race.py` takes
-    them.
+    rows of the terminal on which the `command` runs; it is started in `working_folder`. `race` are the optimizers of a
+    race, as `scenario/race.py` takes them.
+
+    A snapshot is saved on disk every `snapshot_every_s` seconds, never with None; all of them together have at most
+    `snapshot_bytes`, None for the default. With `resume`, the run goes on from a snapshot. After a non-finite loss the
+    run is set back to its last good snapshot in memory, with half of the learning rate, at most `rollback` times.
     """
 
     run: str
@@ -65,7 +75,13 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     demo: bool = False
     race: tuple[str, ...] = ()
+    snapshot_every_s: float | None = None
+    snapshot_bytes: int | None = None
+    resume: Resume | None = None
+    rollback: int = 0
+    working_folder: str = ""
     terminal_size: tuple[int, int] = (80, 24)
+    notify: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -73,9 +89,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def keeps_undo(self) -> bool:
-        """Whether snapshots are kept for an undo: in a run with a dashboard, and in a loop that started its keeper."""
+        """Whether snapshots are kept in memory: for an undo in a run with a dashboard or in a loop that started its
+        keeper, and for a rollback.
+        """
         is_own_loop = self.scenario is None and self.command is None and self.socket is not None
-        return self.attended or is_own_loop
+        return self.attended or is_own_loop or self.rollback > 0
 
     def write(self) -> None:
         """Write the settings into the run's folder. Raises `OSError`, and `ValueError` for text that is not UTF-8."""
@@ -112,13 +130,42 @@ def undo_budget(asked: str | None) -> int | None:
 
     If `asked` is None, the size comes from the environment variable.
     """
-    where, text = ("--undo-budget", asked) if asked is not None else (ENV_UNDO_BUDGET, os.environ.get(ENV_UNDO_BUDGET))
-    if not text or text.strip() == "auto":
+    return _bytes(asked, "--undo-budget", ENV_UNDO_BUDGET, "0 keeps no snapshots")
+
+
+def snapshot_bytes(asked: str | None) -> int | None:
+    """The same for the disk space of a run's snapshots."""
+    return _bytes(asked, "--snapshot-size", ENV_SNAPSHOT_SIZE, "0 saves no snapshots")
+
+
+def snapshot_every_s(asked: str | None) -> float | None:
+    """Convert minutes to seconds, and `off` to None. Raises `ValueError`.
+
+    If `asked` is None, the text comes from the environment variable.
+    """
+    where, text = _asked(asked, "--snapshot-every", ENV_SNAPSHOT_EVERY)
+    if text is None:
+        return SNAPSHOT_EVERY_S
+    if text.strip() == "off":
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text.strip()) or float(text) == 0:
+        raise ValueError(f"{where} {text[:40]!a}: allowed: minutes, as in 5 or 0.5, or off")
+    return 60 * float(text)
+
+
+def _asked(asked: str | None, option: str, variable: str) -> tuple[str, str | None]:
+    """The text of an option, or else of an environment variable, and where it comes from."""
+    return (option, asked) if asked is not None else (variable, os.environ.get(variable) or None)
+
+
+def _bytes(asked: str | None, option: str, variable: str, zero: str) -> int | None:
+    where, text = _asked(asked, option, variable)
+    if text is None or text.strip() in ("", "auto"):
         return None
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None or len(found[1]) > 30:
-        raise ValueError(f"{where} {text[:40]!a}: allowed: a size, as in 256MB or 2GB, or auto; 0 keeps no snapshots")
+        raise ValueError(f"{where} {text[:40]!a}: allowed: a size, as in 256MB or 2GB, or auto; {zero}")
     return int(float(found[1]) * unit)
 
 
@@ -170,18 +217,22 @@ def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.sock
 
 
 def start_keeper(
-    launch: Launch, *, trainer: tuple[socket.socket, int] | None = None, listener: socket.socket | None = None
+    launch: Launch,
+    *,
+    trainer: tuple[socket.socket, int, int | None] | None = None,
+    listener: socket.socket | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a keeper in its own session, so that closing the terminal does not end it. Raises `OSError`.
 
-    If the caller is the trainer, `trainer` is the keeper's socket and the file descriptor of the shared ring. If the
-    caller has opened the socket for viewers, `listener` is that socket.
+    If the caller is the trainer, `trainer` is the keeper's socket, the file descriptor of the shared ring, and, if an
+    earlier keeper has died, how many events were sent to it that will not be sent again. If the caller has opened the
+    socket for viewers, `listener` is that socket.
     """
     command = module_command("tui_descent.keeper.process", launch.folder)
     shared: list[int] = []
     if trainer is not None:
         shared = [trainer[0].fileno(), trainer[1]]
-        command += [PARENT_OPTION, *map(str, shared)]
+        command += [PARENT_OPTION, *map(str, shared), *([] if trainer[2] is None else [str(trainer[2])])]
     elif listener is not None:
         shared = [listener.fileno()]
         command += [LISTENER_OPTION, *map(str, shared)]

@@ -26,9 +26,9 @@ from tui_descent.protocol.inherited_fds import close_mapping, map_file, move_to_
 MAGIC = 0x7D1E5CE7
 LAYOUT = 5
 HEADER_BYTES = 4096
-# Offsets in the header. The trainer writes all of them; the keeper only sets FLAG. LAST_EVENTS is a length, then that
-# many bytes: the events that must reach the keeper even if the socket is full or closed.
-HEARTBEAT, FLAG, LAST_EVENTS = 256, 512, 1024
+# Offsets in the header. The keeper sets FLAG, RECORDED and LEFT; the trainer writes the others. LAST_EVENTS is a
+# length, then that many bytes: the events that must reach the keeper even if the socket is full or closed.
+HEARTBEAT, FLAG, LEFT, RECORDED, LAST_EVENTS = 256, 512, 520, 640, 1024
 
 # The fields of a step: number + 1, step, loss, lr, time_s, segment, skipped, number + 1. They are written in this
 # order. The reader checks the last number before reading and the first number after it. The record is valid if both are
@@ -197,7 +197,27 @@ class Ring:
         close_mapping(shared, self._mapping)
         self._mapping = None
 
+    def recorded(self) -> int:
+        """How many of the events that the trainer has sent are in the run's record."""
+        return int(_word.unpack_from(self._memory, RECORDED)[0])
+
+    def left(self) -> bool:
+        """Whether the keeper has ended on request, so that no other keeper takes its place."""
+        return self._memory[LEFT] != 0
+
     # The keeper's side.
+
+    def set_recorded(self, events: int) -> None:
+        """Report how many of the trainer's events are in the run's record."""
+        _word.pack_into(self._memory, RECORDED, events)
+
+    def leave(self) -> None:
+        """Report that the keeper ends on request, and that no other keeper must take its place."""
+        self._memory[LEFT] = 1
+
+    def skip_to(self, steps: int, readings: int) -> None:
+        """Go on after the first `steps` updates and `readings` readings, which another keeper has recorded."""
+        self._read, self._readings_read = steps, readings
 
     def last_events(self) -> bytes:
         """What the trainer has written with `write_last_events`; empty if nothing."""
@@ -212,6 +232,11 @@ class Ring:
     def heartbeat(self) -> float:
         """When the trainer last called `beat`, in the seconds of `time.monotonic()`."""
         return float(_real.unpack_from(self._memory, HEARTBEAT)[0])
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The numbers of the last update and of the last reading that were read or missed."""
+        return self._read, self._readings_read
 
     def read_steps(self, *, limit: int = 4096) -> list[StepRecord]:
         """The next unread updates, at most `limit` of them. `missed` counts updates that were overwritten unread."""

@@ -32,6 +32,22 @@ class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"
     budget_bytes: int = 0
 
 
+class SnapshotSaved(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="snapshot_saved"):
+    """The state before update `step` was written to the disk, so that the run can be resumed from it.
+
+    The file has `bytes`; all snapshots of the run together have `total_bytes`, and may have `limit_bytes`. `seconds` is
+    the time that copying and writing took.
+    """
+
+    segment: int
+    step: int
+    reason: str
+    bytes: int = 0
+    total_bytes: int = 0
+    limit_bytes: int = 0
+    seconds: float = 0.0
+
+
 class Ghost(msgspec.Struct, frozen=True, kw_only=True):
     """Steps `first` to `last` of a segment, abandoned by an undo of the intervention with id `undone`."""
 
@@ -47,7 +63,7 @@ class Rewound(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=
 
     The next update is `step`. It equals `to_step`, except in a user loop, whose step counter is not rewound. `what` is
     the intervention that was undone, or redone if `back` is False. `in_force` are the ids of the interventions that are
-    still in effect.
+    still in effect. With `resumed`, the run was started again from a snapshot on disk, and `what` says so.
     """
 
     from_segment: int
@@ -60,10 +76,11 @@ class Rewound(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=
     back: bool = True
     in_force: tuple[int, ...] = ()
     knobs: tuple[KnobState, ...] = ()
+    resumed: bool = False
 
     def words(self) -> tuple[str, str, str]:
-        """What was undone or redone, the position now, and the position before the undo or redo."""
-        what = f"{'undone' if self.back else 'redone'}: {self.what}"
+        """What was undone, redone or resumed, the position now, and the position before that."""
+        what = self.what if self.resumed else f"{'undone' if self.back else 'redone'}: {self.what}"
         now = f"now at step {self.step:,} of segment {self.segment}"
         if self.step != self.to_step:  # a user loop's step counter is not rewound
             now = f"state of step {self.to_step:,}, {now}"

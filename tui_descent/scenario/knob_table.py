@@ -1,7 +1,7 @@
 """The table of knobs: names, values, ranges and options. Validation, dialogs, palette and command line use its rows.
 
 The keys are in `keys.py`; the classes that carry out the changes are in `training/steering/knobs/`, listed in its
-`table.py`. A setting that an undo has to restore belongs to `_RESTORED_FIELDS` in its `context.py`.
+`table.py`. A setting that an undo has to restore belongs to `RESTORED_FIELDS` in its `context.py`.
 """
 
 from __future__ import annotations
@@ -252,3 +252,5 @@ _ROWS = (
 KNOBS: dict[str, KnobSpec] = {row.name: row for row in _ROWS}
 # Knobs that do not change what is learnt. A change of them needs no mark in the charts and leaves nothing to undo.
 NEUTRAL_KNOBS = frozenset({"pace"})
+# The number of updates over which a gradual change of a block takes place, by its `way`.
+CHANGE_STEPS = {"blend": 50, "ramp": 20, "gentle": 200, "rotation": 50}

@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.knob_table import KNOBS, NEUTRAL_KNOBS, PACES, KnobSpec
+from tui_descent.scenario.knob_table import CHANGE_STEPS, KNOBS, NEUTRAL_KNOBS, PACES, KnobSpec
 from tui_descent.scenario.validate import Problem, convert, nearest
 
 __all__ = [
+    "CHANGE_STEPS",
     "KNOBS",
     "NEUTRAL_KNOBS",
     "PACES",

@@ -38,7 +38,7 @@ METRICS = {
     "negative_fraction": "share of negative Hessian eigenvalues, measured as `sharpness`",
     "stability_limit": "the λmax above which this optimizer's steps grow; 2/η for plain gradient descent",
     "edge": "λmax / stability_limit (Adam, RMSprop: λmax of the preconditioned Hessian); 1 is the edge of stability",
-    "edge_mean": "mean of `edge` over the 100 updates up to `at`, measured at every 10th",
+    "edge_mean": "mean of `edge` over the 200 updates up to `at`, measured at every 20th",
     "position": "the first parameter of a test surface after the last update",
     "status": "how the run ended: finished, diverged, failed, stopped",
     "steps": "number of updates",
@@ -76,7 +76,7 @@ NEEDS_CURVATURE = frozenset({"sharpness", "lambda_min", "negative_fraction", "st
 NEEDS_TARGET = frozenset({"steps_to"})
 WORDS = frozenset({"status"})  # their values are words, not numbers
 # `edge_mean`: over this many updates, measured at every so many of them.
-MEAN_OVER, MEAN_EVERY = 100, 10
+MEAN_OVER, MEAN_EVERY = 200, 20
 
 
 def curvature_steps(metric: str, at: int) -> range:

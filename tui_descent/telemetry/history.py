@@ -39,9 +39,11 @@ from tui_descent.protocol.events import (
     RangeTestCompleted,
     RatesChanged,
     ReadingsTaken,
+    RecordingChanged,
     Rewound,
     RunEnded,
     RunStarted,
+    SnapshotSaved,
     SnapshotTaken,
     StateChanged,
     StepsCompleted,
@@ -85,6 +87,7 @@ class History:
         self.parameters = 0
         self.state = StateChanged(state="importing torch")
         self.end_reached: EndReached | None = None
+        self.recording: RecordingChanged | None = None  # the newest, if recording has ever stopped
         self.ended: RunEnded | None = None
         self.knobs: dict[str, str] = {}
         self.unavailable: dict[str, str] = {}
@@ -107,6 +110,7 @@ class History:
         self.marks: deque[Marked] = deque(maxlen=MAX_ENTRIES)
         self.log: list[LogEntry] = []  # in the order of events
         self.diagnosis: Diagnosed | None = None
+        self.diagnosed_after = 0  # the id of the last intervention before it
         self.measured: dict[str, Measured] = {}
         self.ledger: LedgerTaken | None = None
         self.backward_pass: LedgerTaken | None = None  # the newest one with parts
@@ -167,6 +171,8 @@ class History:
                 self._start(event)
             case EndReached():
                 self.end_reached = event
+            case RecordingChanged():
+                self.recording = event
             case RunEnded():
                 self._end(event)
             case KnobTurned():
@@ -204,7 +210,7 @@ class History:
                 self._wiring(event)
             case CommandDone() | LoopObserved():
                 pass
-            case CommandRejected() | Noted() | StepsMissed() | PredictionChecked() | NotFinite():
+            case CommandRejected() | Noted() | StepsMissed() | PredictionChecked() | NotFinite() | SnapshotSaved():
                 self._log(event)
 
     def _turned(self, event: KnobTurned) -> None:
@@ -301,8 +307,10 @@ class History:
             maxlen=MAX_ENTRIES,
         )
         if event.from_step > fork:
-            undone = changed if event.back else None
+            undone = changed if event.back and not event.resumed else None
             label = f"{'undone:' if event.back else 'without'} {event.what}"
+            if event.resumed:
+                label = "made again after the snapshot"
             last = event.from_step - 1
             ghosts.append(Ghost(segment=event.from_segment, first=fork, last=last, label=label, undone=undone))
         self.ghosts = tuple(ghosts[-MAX_GHOSTS:])
@@ -365,10 +373,13 @@ class History:
         if self.diagnosis is None or event.finding != self.diagnosis.finding:
             self._log(event)
         self.diagnosis = event
+        self.diagnosed_after = max((turn.id for turn in self.interventions), default=0)
 
     def _start(self, event: RunStarted) -> None:
         self.started = event
         self.layers, self.parameters = event.layers, event.parameters
+        # A run that is resumed starts again.
+        self.layers_changed, self.structure, self.ended, self.end_reached = None, 0, None, None
         self._update_knobs(event.knobs)
         self.lanes = [LaneHistory() for _ in event.lanes]
         # Without batches the loss has no noise to smooth away, and an average would only lag behind the loss.
@@ -447,7 +458,7 @@ class History:
             facts.append(self.layers_changed)
         facts += [*self.log, *self.curvatures, *self.newest_readings.older(self.readings)]
         newest: list[AnyEvent | None] = [self.rates, self.readings, self.device, self.ledger, *self.measured.values()]
-        newest.append(self.end_reached)
+        newest += [self.end_reached, self.recording]
         facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)
         return HistorySent(
@@ -460,6 +471,7 @@ class History:
             ghosts=self.ghosts,
             line=[*self.interventions, *self.marks, *self.evaluations],
             snapshot=self.snapshot,
+            diagnosis=self.diagnosis,
             knobs=dict(self.knobs),
             unavailable=dict(self.unavailable),
             segment=self.segment,
@@ -498,7 +510,7 @@ class History:
             history.devices[segment].receive(levels)
         history.metrics = {segment: MetricHistory.receive(metrics) for segment, metrics in sent.metrics.items()}
         history.lanes = [LaneHistory.receive(lane) for lane in sent.lanes]
-        history.ghosts, history.snapshot = sent.ghosts, sent.snapshot
+        history.ghosts, history.snapshot, history.diagnosis = sent.ghosts, sent.snapshot, sent.diagnosis
         history.interventions = deque((e for e in sent.line if isinstance(e, KnobTurned)), maxlen=MAX_ENTRIES)
         history.evaluations = [e for e in sent.line if isinstance(e, Evaluated)]
         history.marks = deque((e for e in sent.line if isinstance(e, Marked)), maxlen=MAX_ENTRIES)

@@ -157,13 +157,14 @@ def _curvature(event: CurvatureTaken) -> dict[str, Any]:
 
 
 def _rewound(event: Rewound) -> dict[str, Any]:
+    change = "resumed" if event.resumed else "undone" if event.back else "redone"
     return {
         "event": "rewound",
         "from": {"segment": event.from_segment, "step": event.from_step},
         "to": {"segment": event.to_segment, "step": event.to_step},
         "segment": event.segment,
         "step": event.step,
-        "redone" if not event.back else "undone": event.what,
+        change: event.what,
     }
 
 

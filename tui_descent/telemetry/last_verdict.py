@@ -14,10 +14,18 @@ def last_turn(history: History) -> KnobTurned | None:
     return next((turn for turn in turns if turn.knob not in NEUTRAL_KNOBS), None)
 
 
+def turned_since(history: History) -> KnobTurned | None:
+    """The last intervention, if it is newer than the newest finding. Both may have the same step."""
+    found, turn = history.diagnosis, last_turn(history)
+    if found is None or turn is None or (turn.step <= found.step and turn.id <= history.diagnosed_after):
+        return None
+    return turn
+
+
 def last_verdict(history: History) -> Diagnosed | None:
     """The newest finding; None if an intervention, an undo or a redo came after it."""
-    found, turn = history.diagnosis, last_turn(history)
-    if found is None or found.segment != history.segment or (turn is not None and found.step < turn.step):
+    found = history.diagnosis
+    if found is None or found.segment != history.segment or turned_since(history) is not None:
         return None
     return found
 

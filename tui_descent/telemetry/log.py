@@ -14,6 +14,7 @@ from tui_descent.protocol.events import (
     PredictionChecked,
     RangeTestCompleted,
     Rewound,
+    SnapshotSaved,
     StateChanged,
     StepsMissed,
 )
@@ -30,6 +31,7 @@ LogEntry = (
     | NotFinite
     | RangeTestCompleted
     | Rewound
+    | SnapshotSaved
     | StateChanged
     | StepsMissed
 )

@@ -18,12 +18,15 @@ from tui_descent.scenario.knobs import parse, parse_at
 from tui_descent.scenario.metrics import FROM_LEDGER, NEEDS_CURVATURE, NEEDS_READING, curvature_value, ledger_value
 from tui_descent.scenario.presets import names
 from tui_descent.scenario.spec import UNDO, Claim, Scenario
+from tui_descent.telemetry.diagnosis.findings import FINE
 from tui_descent.telemetry.history import History
 
 # The loss after an intervention is compared with the loss before it this many steps later.
 EFFECT_STEPS = 50
 # A claim about the end of the run is not tested if its keys were pressed late, by more than this share of the run.
 LATE_SHARE = 0.1
+# If the loss falls by this share of the first one before the key was pressed, the key comes too late.
+FELL = 0.25
 
 Outcome = Literal["held", "not held", "not tested"]
 
@@ -63,10 +66,23 @@ def next_hint(scenario: Scenario, history: History) -> str:
         keys = how_to_press(turn)
         if history.steps < at:
             return f"{go_on}watch until about step {at:,}, then {keys}"
+        if turn in scenario.remedy and _fell_without(history, at):
+            return f"the loss fell without it; restart (R), then {keys}"
         return f"{keys}, then space" if state == "paused" else keys
     if not any(turn.knob not in NEUTRAL_KNOBS for turn in _in_force(history)):
         return f"{go_on}watch"
     return f"{go_on}watch what the loss does; u undoes the last change"
+
+
+def _fell_without(history: History, at: int) -> bool:
+    """Whether an unchanged run has left what the story shows by itself: it is healthy, and the loss has fallen far
+    since step `at`.
+    """
+    found = history.diagnosis
+    if found is None or found.finding not in FINE or any(t.knob not in NEUTRAL_KNOBS for t in _in_force(history)):
+        return False
+    first, fallen = _loss("loss", 0, history), loss_change(history, at, history.steps - at)
+    return first is not None and fallen is not None and fallen[0] - fallen[1] > FELL * abs(first)
 
 
 def end_card(scenario: Scenario, history: History, name: str) -> EndCard:

@@ -51,6 +51,7 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
         run.control.report_all()
         if run.next_step < mode.goal:
             continue  # a GPU has just reported that it skipped the last updates
+        run.control.save_at_end()
         if not attended:
             return
         if run.control.waits_at_end:

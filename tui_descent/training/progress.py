@@ -34,6 +34,10 @@ class Progress:
         self.link = link
         self.segment = self.step = 0
         self.segments = 0  # the number of undos and redos so far
+        # For each segment that an undo, a redo or a resumption has started: the segment whose steps it continues, and
+        # the first step of that segment that is not in its past.
+        self.parents: dict[int, tuple[int, int]] = {}
+        self.start_s = time.perf_counter()  # the times of steps are measured from here
         self.rewinds = 0  # how often `step` has jumped: at an undo or redo, or when the device skipped updates
         self.interventions = 0
         self.fast_steps = 0  # how many of the next steps only need recording
@@ -77,9 +81,17 @@ class Progress:
         """Segment and step, as keyword arguments for an event."""
         return {"segment": self.segment, "step": self.step}
 
-    def rewind(self, segment_step: int) -> None:
-        """Start a new segment at the step `segment_step`, after an undo or a redo."""
+    def is_past(self, segment: int, step: int) -> bool:
+        """Whether the state before update `step` of `segment` is in the past of the current state."""
+        here, limit = self.segment, self.step + 1
+        while here != segment and here in self.parents:
+            here, limit = self.parents[here]
+        return here == segment and step < limit
+
+    def rewind(self, segment_step: int, *, parent: tuple[int, int]) -> None:
+        """Start a new segment at the step `segment_step`, after an undo or a redo, with its entry in `parents`."""
         self.segments += 1
+        self.parents[self.segments] = parent
         self.segment, self.step = self.segments, segment_step
         self.rewinds += 1
         self.rewound, self.broken = True, False

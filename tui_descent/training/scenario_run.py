@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from tui_descent import free_memory
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import RunEnded, StateChanged
+from tui_descent.protocol.launch import Launch
 from tui_descent.scenario.memory import memory_needed, memory_needed_by, refusal
 from tui_descent.scenario.race import lanes_of, scenario_of
 from tui_descent.scenario.spec import Scenario
@@ -26,8 +28,12 @@ from tui_descent.training.race.race import Race
 from tui_descent.training.run_description import describe
 from tui_descent.training.scenario_parts import about_run, plan_of, steering_of
 from tui_descent.training.setup import build
+from tui_descent.training.steering.steering import Steering
 from tui_descent.training.task_pictures.painters import painter_of
-from tui_descent.training.undo import memory_budget
+from tui_descent.training.undo import memory_budget, resumption
+from tui_descent.training.undo.resumption import Plan, Resumption, plan_after
+from tui_descent.training.undo.saved_run import load_run
+from tui_descent.training.undo.snapshot_file import SnapshotError
 from tui_descent.training.watch.watch import Watch
 
 
@@ -60,8 +66,8 @@ def train_scenario(link: KeeperLink, stop: StopOnSignal | None = None) -> int:
         torch.set_num_threads(build.thread_count(scenario.run.threads))
         if link.launch.race:
             return _train_race(Race(link, scenario, device), stop)
-        setup = build.build(scenario, on=device)
-        run = _watch(link, scenario, setup)
+        setup, steering, resumed = _start_or_resume(link, scenario, device)
+        run = _watch(link, scenario, setup, steering, resumed)
     except (ValueError, RuntimeError, OSError) as error:
         traceback.print_exc()
         return _failed(link, describe(error))
@@ -72,7 +78,7 @@ def train_scenario(link: KeeperLink, stop: StopOnSignal | None = None) -> int:
             train(
                 run,
                 setup,
-                steps=scenario.run.steps,
+                steps=_steps(link.launch, scenario, resumed),
                 evaluate_every=scenario.run.evaluate_every,
                 attended=link.launch.attended,
             )
@@ -112,11 +118,53 @@ def _check_memory(
         raise ValueError(f"the run {reason}; make the net or the batches smaller, or use --force")
 
 
-def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
+def _start_or_resume(
+    link: KeeperLink, scenario: Scenario, device: torch.device
+) -> tuple[build.Setup, Steering, Resumption | None]:
+    """Build the run; if it is to be resumed, in the state of its newest good snapshot. If none can be used, it begins
+    again from its start, which needs no snapshot.
+    """
+    launch = link.launch
+    built: list[tuple[build.Setup, Steering]] = []
+
+    def fresh() -> tuple[build.Setup, Steering]:
+        setup = build.build(scenario, on=device)
+        return setup, steering_of(setup, pace=launch.pace)
+
+    def load(content: dict[str, Any]) -> None:
+        made = fresh()
+        load_run(made[1].context, content["state"])
+        made[1].after_restore()
+        if launch.attended:
+            made[1].context.pace = content["state"]["knobs"]["pace"]
+        built.append(made)
+
+    if launch.resume is None:
+        return *fresh(), None
+    found, notes = None, ["started again from step 0"]
+    try:
+        found = resumption.resume(launch, load)
+    except SnapshotError as error:
+        notes.insert(0, str(error))
+    return (*built[-1], found) if found is not None else (*fresh(), Resumption(notes=tuple(notes)))
+
+
+def _steps(launch: Launch, scenario: Scenario, resumed: Resumption | None) -> int:
+    """The number of steps to make."""
+    asked = launch.resume.steps if launch.resume is not None else None
+    goal = None if resumed is None else resumed.goal
+    return asked or max(scenario.run.steps, goal or 0)
+
+
+def _watch(
+    link: KeeperLink, scenario: Scenario, setup: build.Setup, steering: Steering, resumed: Resumption | None
+) -> Watch:
     launch = link.launch
     sampler = Sampler(every=launch.watch_every, budget=launch.watch_budget, at=launch.watch_at)
-    steering = steering_of(setup, pace=launch.pace)
-    return Watch(
+    plan: Plan = [*plan_of(scenario, launch)]
+    if resumed is not None and launch.resume is not None:
+        plan = plan_after(plan_of(scenario, launch), launch.resume, resumed)
+    run = Watch(
         setup.model,
         setup.optimizer,
         link=link,
@@ -124,7 +172,7 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
         sampler=sampler,
         on_fault="hold" if launch.attended else "end",
         steering=steering,
-        plan=plan_of(scenario, launch),
+        plan=plan,
         about=about_run(scenario, launch, setup),
         evaluate=lambda: evaluate(setup),
         replay=setup,
@@ -140,6 +188,8 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
         task=TaskProbe(setup.model, lambda: painter_of(setup), sampler),
         is_scenario=True,
     )
+    run.save_on_disk(resumed)
+    return run
 
 
 class StopOnSignal:

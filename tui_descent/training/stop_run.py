@@ -5,6 +5,9 @@ from __future__ import annotations
 from tui_descent.protocol.events import Status
 from tui_descent.training.run_description import describe
 
+# Why a headless run stops if its keeper dies, because that is the command itself.
+COMMAND_KILLED = "its command was killed"
+
 
 class StopRun(SystemExit):
     """Ends the loop from inside a step. `Watch.__exit__` swallows it.

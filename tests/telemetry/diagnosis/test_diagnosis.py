@@ -332,6 +332,17 @@ def test_after_advice_that_has_not_helped_the_next_one_follows() -> None:
     assert sentence(finding) == "a has not helped; loss 2.3."
 
 
+@pytest.mark.parametrize(("gradual", "name"), [(50, "vanishing"), (0, "not clear")])
+def test_losses_of_a_gradual_change_are_not_those_of_the_changed_net(gradual: int, name: str) -> None:
+    """While a sigmoid is blended in, the loss is still low. Afterwards the gradient vanishes."""
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))
+    run_at(diagnosis, range(60), loss=0.05, backprop_factor=[1.0, 1.0])
+    diagnosis.turn_knob(60, "activation", "sigmoid", gradual=gradual)
+    run_at(diagnosis, range(60, 90), loss=0.05, backprop_factor=[0.1, 0.1])
+    run_at(diagnosis, range(90, 300), loss=2.3, backprop_factor=[1e-3, 1e-3])
+    assert name_of(diagnosis) == name
+
+
 def test_a_knob_that_was_not_advised_is_not_said_to_have_failed() -> None:
     diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))
     vanished: dict[str, list[float | None]] = {"backprop_factor": [1e-3, 1e-3]}

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from typing import Any
 
 import msgspec
 import pytest
-from diagnosis_nets import Observed
+from diagnosis_nets import Observed, RunData
 from diagnosis_score import diagnosis_of, feed, finding_of, preset
 
 from tui_descent.instruments.curvature import Curvature, stability_limit
 from tui_descent.protocol.events import NotFinite
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.spec import Scenario
 from tui_descent.scenario.toml import to_table
-from tui_descent.telemetry.diagnosis import Diagnosis, sentence
+from tui_descent.telemetry.diagnosis import Advice, Diagnosis, sentence
 from tui_descent.telemetry.diagnosis.advice import usable
 from tui_descent.telemetry.diagnosis.diagnosis import CHANGE_EVERY, CHECK_EVERY, FIRM, FIRM_STEPS
+from tui_descent.telemetry.diagnosis.findings import advice_words
 from tui_descent.telemetry.diagnosis.situation import LETTER_ENTROPY, context_of
 from tui_descent.training.setup.data import text
 
@@ -48,11 +51,17 @@ SCHEDULE = (1, 2, 5, 10, 20, 35, 50, 75, 113)  # steps with a reading at the usu
 SEEDS = [0, *(pytest.param(n, marks=pytest.mark.heavy) for n in (1, 2))]
 
 
+@functools.cache
+def first_steps(name: str, seed: int) -> RunData:
+    """The steps within which the problem is found, with a reading at each."""
+    return Observed(preset(name, seed=seed)).run(FIRMLY if name == "plateau" else WITHIN, every=1)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_problem_of_a_preset_is_found_within_sixty_steps(name: str, seed: int) -> None:
     scenario = preset(name, seed=seed)
-    seen = Observed(scenario).run(FIRMLY if name == "plateau" else WITHIN, every=1)
+    seen = first_steps(name, seed)
     scheduled = dataclasses.replace(
         seen, readings={step: seen.readings[step] for step in SCHEDULE if step in seen.readings}
     )
@@ -109,10 +118,23 @@ def test_exploding_net_is_still_exploding_after_a_larger_rate() -> None:
 
 def test_finding_and_advice_fit_in_eighty_columns() -> None:
     scenario = preset("exploding")
-    finding = finding_of(scenario, Observed(scenario).run(WITHIN, every=10), knobs=AVAILABLE)
+    finding = finding_of(scenario, first_steps("exploding", 0), knobs=AVAILABLE, every=10)
     assert finding is not None
     assert sentence(finding).endswith(" Press n: LayerNorm before the activation.")
     assert len(f" {finding.finding}  {sentence(finding)}") <= 80
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("layer", "Press n: LayerNorm."),
+        ("layer,where=pre", "Press n: pre-LN."),
+        ("rms,where=pre,way=instant", "Press n: pre-RMSNorm."),
+        ("rms,where=mid,way=instant", "Press n: RMSNorm before the activation."),
+    ],
+)
+def test_advice_says_where_a_norm_belongs(value: str, words: str) -> None:
+    assert advice_words(Advice(knob="norm", value=value, key="n")) == words
 
 
 def test_every_preset_is_tested_here() -> None:
@@ -124,7 +146,7 @@ def test_every_preset_is_tested_here() -> None:
 def test_advice_can_be_sent_as_a_command() -> None:
     for name in NAMED:
         scenario = preset(name)
-        finding = finding_of(scenario, Observed(scenario).run(FIRMLY, every=10), knobs=AVAILABLE)
+        finding = finding_of(scenario, first_steps(name, 0), knobs=AVAILABLE, every=10)
         assert finding is not None
         for advice in finding.advice:
             knobs.parse(f"{advice.knob}={advice.value}")
@@ -256,6 +278,51 @@ def test_curvature_is_not_asked_for_while_the_loss_falls_or_bounces(start: list[
         feed(diagnosis, seen, [step])
         finding = diagnosis.finding()
         assert finding is None or "curvature" not in finding.evidence or seen.losses[step] < 2e-3 * seen.losses[0], step
+
+
+def said_on(scenario: Scenario, steps: int) -> list[str]:
+    """The sentence at every tenth step, or an empty text."""
+    observed = Observed(scenario)
+    diagnosis, said = diagnosis_of(scenario, observed.seen), []
+    for step in range(steps):
+        observed.run(1, every=10)
+        feed(diagnosis, observed.seen, [step])
+        if step % 10 == 9:
+            found = diagnosis.finding()
+            said.append("" if found is None else sentence(found))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "words"),
+    [
+        ("narrow-valley", 300, "Slow: a step moves the point by 0.001, the gradient is "),
+        ("monkey-saddle", 200, "Slow: a step moves the point by 4e-06, the gradient is 0.0003"),
+    ],
+)
+def test_a_point_that_crawls_is_said_to_be_slow(name: str, start: int, words: str) -> None:
+    said = said_on(preset(name), 400)
+    assert all(text.startswith(words) for text in said[start // 10 :])
+    assert all(len(f" not clear  {text}") <= 80 for text in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "steps"),
+    [
+        ("narrow-valley", {"lr": 0.01}, 600),
+        ("saddle", {"lr": 0.0025, "start": (1.0, 0.1)}, 1500),  # to a minimum away from 0
+        ("saddle", {"start": (1.0, 0.1)}, 600),
+        ("narrow-valley", {"function": "himmelblau", "start": (0.0, 0.0), "lr": 0.001}, 300),
+        ("narrow-valley", {"function": "bowl", "start": (3.0, 2.0), "lr": 0.01}, 600),
+    ],
+)
+def test_a_point_on_its_way_to_a_minimum_is_not_slow(name: str, changed: dict[str, Any], steps: int) -> None:
+    scenario = preset(name)
+    rate = msgspec.structs.replace(scenario.optimizer, lr=changed.pop("lr", scenario.optimizer.lr))
+    model = msgspec.structs.replace(scenario.model, **changed)
+    scenario = msgspec.structs.replace(scenario, optimizer=rate, model=model, claim=())
+    said = said_on(scenario, steps)
+    assert not any(text.startswith("Slow") for text in said)
 
 
 def test_edge_of_stability_is_found_once_the_curvature_reaches_it() -> None:

@@ -28,7 +28,8 @@ from tui_descent.training.setup.build import PROBE_SAMPLES, Setup, build
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.watch import Watch
 
-NAMES = ("vanishing", "healthy", "edge-of-stability", "saddle")
+HEAVY = pytest.mark.heavy
+NAMES = ("vanishing", "saddle", pytest.param("healthy", marks=HEAVY), pytest.param("edge-of-stability", marks=HEAVY))
 
 
 def made(name: str, *overrides: str) -> Setup:
@@ -112,14 +113,14 @@ def readings_of(keeper: FakeKeeper) -> dict[str, list[Any]]:
 
 def test_curvature_does_not_change_other_readings(keeper: FakeKeeper) -> None:
     sampler, setup = Sampler(every=2), made("vanishing")
-    trained(setup, keeper, probe_of(setup, sampler, at_steps=range(100)), sampler)
+    trained(setup, keeper, probe_of(setup, sampler, at_steps=range(100)), sampler, steps=8)
     with_it = readings_of(keeper)
     assert all(with_it.values())
     folder = keeper.link.launch.path / "other"
     folder.mkdir()
     other = FakeKeeper(folder)
     try:
-        trained(made("vanishing"), other, None, Sampler(every=2))
+        trained(made("vanishing"), other, None, Sampler(every=2), steps=8)
         assert readings_of(other) == with_it
     finally:
         other.close()

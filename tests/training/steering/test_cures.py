@@ -93,7 +93,13 @@ def course(name: str, turns: Sequence[str], seed: int, steps: int) -> Course:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("name", "within"), [("vanishing", 35), ("vanishing under adam", 40)])
+@pytest.mark.parametrize(
+    ("name", "within"),
+    [
+        pytest.param("vanishing", 35, marks=pytest.mark.heavy),  # usual: test_numbers.py
+        ("vanishing under adam", 40),
+    ],
+)
 def test_residual_halves_the_loss_of_twenty_sigmoid_layers(name: str, within: int, seed: int) -> None:
     cured = course(name, ("residual=on",), seed, 150)
     assert min(cured.before[-60:]) > 2.1, "no better than guessing one of ten"

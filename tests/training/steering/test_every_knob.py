@@ -23,9 +23,14 @@ MAY_BE_REJECTED = ("betas", "momentum", "norm=layer,where=mid", "activation@bloc
 
 # Muon needs a matrix between the first layer and the last; a conv net has none.
 ALL_CASES = [(f, o) for f in ("mlp", "conv", "transformer") for o in NAMES if (f, o) != ("conv", "muon")]
-USUAL_CASES = {*(("mlp", o) for o in NAMES), ("conv", "sgd"), ("conv", "adam"), ("transformer", "adamw")}
-USUAL_CASES.add(("transformer", "muon"))
+# Usually every optimizer with one family; Nesterov's stands for plain momentum, too.
+USUAL_CASES = {
+    *(("mlp", o) for o in ("sgd", "nesterov", "adam", "rmsprop", "muon")),
+    *(("conv", "adam"), ("transformer", "adamw"), ("transformer", "muon")),
+}
 CASES = [pytest.param(*case, marks=() if case in USUAL_CASES else pytest.mark.heavy) for case in ALL_CASES]
+USUAL_FOREIGN = ("sgd", "adam", "rmsprop")
+FOREIGN = [pytest.param(o, marks=() if o in USUAL_FOREIGN else pytest.mark.heavy) for o in FOREIGN_OPTIMIZERS]
 
 
 def test_values_cover_every_knob() -> None:
@@ -66,7 +71,7 @@ def test_a_knob_is_applied_or_rejected_and_the_run_goes_on(family: str, optimize
                 assert run.optimizer is made.optimizer
 
 
-@pytest.mark.parametrize("optimizer", FOREIGN_OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", FOREIGN)
 def test_a_knob_in_a_user_loop_is_applied_or_rejected_with_a_reason(optimizer: str) -> None:
     data = make_setup("mlp")
     applied: set[str] = set()
@@ -149,7 +154,7 @@ def test_a_change_that_fails_half_way_is_rolled_back(
             assert math.isfinite(step(made, run))
 
 
-@pytest.mark.parametrize("optimizer", FOREIGN_OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", FOREIGN)
 @pytest.mark.parametrize("knob", [name for name in VALUES if KNOBS[name].touches != "run"])
 def test_a_change_that_fails_half_way_in_a_user_loop_is_rolled_back(
     knob: str, optimizer: str, monkeypatch: pytest.MonkeyPatch

@@ -82,7 +82,7 @@ def test_a_calibrated_norm_hardly_changes_the_loss_of_a_working_relu_net(seed: i
     ("family", "model"),
     [
         ("mlp", {"depth": 8, "width": 48, "residual": "on"}),
-        ("conv", {"depth": 4}),
+        pytest.param("conv", {"depth": 4}, marks=pytest.mark.heavy),
         ("conv", {"depth": 4, "residual": "on"}),
         ("transformer", {"depth": 4, "width": 32, "residual": "on"}),
     ],

@@ -93,9 +93,9 @@ def watched(name: str, sampler: Sampler, keeper: FakeKeeper, *, curved: bool) ->
 
 
 CURVED = "every 7 and the curvature"
-LONG = ("rezero-1000",)  # a thousand layers
+LONG = ("rezero-1000", "transformer-deep")
 EXPENSIVE_CURVATURE = (
-    *("transformer", "transformer-deep", "post-ln", "own-text"),
+    *("transformer", "post-ln", "own-text", "grokking", "careful-init"),
     *(CONV, "own-images", "digits", "hundred-layers", "layer-norm"),
 )
 

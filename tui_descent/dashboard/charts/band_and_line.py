@@ -36,7 +36,7 @@ def draw_curve(
 def _pieces(bins: Bins, time_axis: TimeAxis) -> Iterator[Bins]:
     """The bins by dot column, split where steps are missing."""
     piece: Bins = []
-    usual_distance = GAP_DOTS
+    usual_distance = max(GAP_DOTS, 2 * time_axis.spread)
     for bin_, values in bins:
         x = time_axis.dot(bin_)
         if piece:

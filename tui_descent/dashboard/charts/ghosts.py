@@ -60,7 +60,7 @@ def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[Point]
 def label_ghosts(raster: Raster, history: History, time_axis: TimeAxis) -> None:
     """Write the newest ghosts' labels where they end, each in the topmost row with room for it."""
     for ghost in history.ghosts[: -1 - MAX_LABELS : -1]:
-        end, text = time_axis.column(min(ghost.last, _end(time_axis))), cut(safe(ghost.label), LABEL_WIDTH)
+        end, text = time_axis.column(min(ghost.last, time_axis.end_step)), cut(safe(ghost.label), LABEL_WIDTH)
         if end is None or ghost.last < time_axis.first_step:
             continue
         first = max(0, end - len(text))
@@ -69,7 +69,3 @@ def label_ghosts(raster: Raster, history: History, time_axis: TimeAxis) -> None:
             rows = (row for row in range(raster.rows) if all(raster.is_empty(column, row) for column in room))
             if (row := next(rows, None)) is not None:
                 raster.write(first, row, text, cell_style(colours.palette().ghost, None))
-
-
-def _end(time_axis: TimeAxis) -> int:
-    return (time_axis.first + time_axis.columns) * time_axis.bin_width - 1

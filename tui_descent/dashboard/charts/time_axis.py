@@ -24,16 +24,21 @@ MIN_GUTTER, MAX_GUTTER = 7, 12
 
 @dataclass(frozen=True, slots=True)
 class TimeAxis:
-    """`bin_width` is the number of steps per column; `first` is the bin number of the leftmost column."""
+    """`bin_width` is the number of steps per column; `first` is the bin number of the leftmost column. `spread` is the
+    number of columns per step: more than 1 only in a short run, with a `bin_width` of 1.
+    """
 
     bin_width: int
     first: int
     columns: int
     last_step: int
+    spread: int = 1
 
     @classmethod
-    def of(cls, history: History, columns: int, *, recent: bool) -> TimeAxis:
-        """An axis over the whole run, or over at least its last `RECENT_STEPS` steps."""
+    def of(cls, history: History, columns: int, *, recent: bool, planned: int | None = None) -> TimeAxis:
+        """An axis over the whole run, or over at least its last `RECENT_STEPS` steps. The `planned` steps of a short
+        run are spread over the whole width; after them there is room for as many again.
+        """
         columns, last = max(1, columns), max(0, (history.steps if recent else history.span) - 1)
         # The axis scrolls by an eighth of its width at a time. Scrolling by single columns would repaint everything
         # each time.
@@ -45,7 +50,9 @@ class TimeAxis:
             width *= 2
         newest = last // width
         first = 0 if newest < columns else -(-(newest - columns + 1) // page) * page
-        return cls(width, first, columns, max(0, history.steps - 1))
+        shown = planned * -(-wanted // planned) if planned else columns
+        spread = max(1, columns // (shown + 1)) if width == 1 and first == 0 and not recent else 1
+        return cls(width, first, columns, max(0, history.steps - 1), spread)
 
     @property
     def first_step(self) -> int:
@@ -59,20 +66,26 @@ class TimeAxis:
 
     def dot(self, bin_: int) -> int:
         """The dot column of a bin of `steps_per_dot` steps."""
-        return (bin_ * self.steps_per_dot - self.first_step) // self.steps_per_dot * (2 if self.bin_width == 1 else 1)
+        dots = 2 * self.spread if self.bin_width == 1 else 1
+        return (bin_ * self.steps_per_dot - self.first_step) // self.steps_per_dot * dots
 
     def column(self, step: int) -> int | None:
         """The column of a step, or None if the step is not on the axis."""
-        column = step // self.bin_width - self.first
+        column = (step // self.bin_width - self.first) * self.spread
         return column if 0 <= column < self.columns else None
 
     def ticks(self) -> dict[int, str]:
         """Round step numbers by column, at least 12 columns apart."""
         units = (m * 10**e for e in range(16) for m in (1, 2, 5))
-        unit = next(u for u in units if u / self.bin_width >= 12)
-        end = (self.first + self.columns) * self.bin_width
+        unit = next(u for u in units if u * self.spread / self.bin_width >= 12)
         start = -(-self.first_step // unit) * unit
-        return {column: axis_step(s) for s in range(start, end, unit) if (column := self.column(s)) is not None}
+        steps = range(start, self.end_step + 1, unit)
+        return {column: axis_step(s) for s in steps if (column := self.column(s)) is not None}
+
+    @property
+    def end_step(self) -> int:
+        """The last step of the rightmost column."""
+        return (self.first + self.columns) * self.bin_width // self.spread - 1
 
 
 def gutter(view: View, width: int) -> int:

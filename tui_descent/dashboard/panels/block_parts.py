@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 from tui_descent.dashboard.dialogs.activation import FORMULAS
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.protocol.events import BlockPart, KnobTurned
+from tui_descent.scenario.knobs import CHANGE_STEPS
 from tui_descent.scenario.spec import NormSpec, ResidualSpec
 from tui_descent.scenario.validate import convert
 from tui_descent.telemetry.history import History
 
-# The number of updates over which a gradual change of a block takes place, by its `way`.
-CHANGE_STEPS = {"blend": 50, "ramp": 20, "gentle": 200, "rotation": 50}
 NORM_LINES = {
     "layer": "layer norm: (γ × gradient − mean − part along x̂) ÷ σ",
     "rms": "rms norm: (γ × gradient − part along x̂) ÷ rms",

@@ -173,7 +173,7 @@ def can_measure(view: View) -> bool:
     """Whether the trainer can measure a backward pass: in a scenario run of a net with blocks."""
     history = view.history
     is_scenario = history.started is not None and history.started.scenario is not None
-    return history.live and view.connected and is_scenario and "residual" not in history.unavailable
+    return history.live and not view.replay and view.connected and is_scenario and "residual" not in history.unavailable
 
 
 def _measures_on_request(view: View) -> bool:

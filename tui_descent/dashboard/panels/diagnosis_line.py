@@ -13,7 +13,7 @@ from tui_descent.protocol.layer_names import of_one_net, pair_in_words
 from tui_descent.scenario.metrics import first_to_last_grad
 from tui_descent.telemetry.diagnosis import MIN_STEPS, verdict, without_advice
 from tui_descent.telemetry.history import History
-from tui_descent.telemetry.last_verdict import last_turn
+from tui_descent.telemetry.last_verdict import last_turn, turned_since
 from tui_descent.telemetry.race_history import first_to_reach
 
 QUIT = " · q: quit"
@@ -36,6 +36,9 @@ def diagnosis_line(view: View) -> Words:
         text = f"the run's keeper does not respond (suspended?){QUIT}"
         return f"silent for {view.silent_s} s", colours.ORANGE, text, colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
+    if view.replay and state in ("held", "paused", "waiting"):
+        at = f"before step {with_commas(history.steps)}"
+        return state, colours.state_style(state), f"{at}: {reason}" if reason else at, colours.TEXT
     if view.stopping and state != "stopping":
         text = f"waiting for the script's next step{KILL}"
         return "stopping…", colours.state_style("stopping"), text, colours.TEXT
@@ -64,14 +67,19 @@ def diagnosis_line(view: View) -> Words:
         usual = f"{so_far}; importing usually takes a few seconds" if so_far else "takes a few seconds"
         return "importing torch…", colours.DIM, usual, so_far_style
     if state == "building":
-        return "building the network…", colours.DIM, so_far, so_far_style
+        return "setting up the run…", colours.DIM, so_far, so_far_style
     if state == "testing":
         return "testing", style, f"{reason}; the run is restored afterwards", colours.TEXT
     if state == "stopping":
         return "stopping…", style, f"{reason}{KILL if view.stopping else ''}", colours.TEXT
     if history.started is None and reason:  # a script's `watch()` that cannot be reached
         return "not shown", colours.ORANGE, reason, colours.TEXT
-    found = history.diagnosis
+    return _diagnosis(view)
+
+
+def _diagnosis(view: View) -> Words:
+    """What the diagnosis of a running run says."""
+    history, found = view.history, view.history.diagnosis
     if found is None:
         steps = history.started.steps if history.started is not None else None
         if steps is not None and max(steps, history.steps) < MIN_STEPS:
@@ -126,10 +134,8 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
     history = view.history
     if found.segment != history.segment:
         return "after an undo or redo"
-    last = last_turn(history)
-    if last is None or found.step >= last.step:
-        return ""
-    return f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
+    last = turned_since(history)
+    return "" if last is None else f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
 
 
 def _measured(view: View) -> str:

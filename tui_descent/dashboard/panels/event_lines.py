@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from rich.style import Style
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.text.numbers import plural, short, with_commas
+from tui_descent.dashboard.text.numbers import byte_size, plural, short, with_commas
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.protocol.events import (
     CommandRejected,
@@ -21,6 +21,7 @@ from tui_descent.protocol.events import (
     PredictionChecked,
     RangeTestCompleted,
     Rewound,
+    SnapshotSaved,
     StateChanged,
     StepsMissed,
 )
@@ -96,7 +97,7 @@ def is_important(fact: LogEntry) -> bool:
     """Whether it is more than a measurement: an intervention, a finding, an error, a mark or a state of the run."""
     if isinstance(fact, Noted):
         return fact.level != "info"
-    return not isinstance(fact, Evaluated | MetricLogged)
+    return not isinstance(fact, Evaluated | MetricLogged | SnapshotSaved)
 
 
 def describe_evaluations(evaluated: list[Evaluated]) -> str:
@@ -132,6 +133,9 @@ def describe(fact: LogEntry) -> tuple[str, Style]:
         case Rewound():
             what, now, was = fact.words()
             return f"{safe(what)}; {now} ({was})", colours.MARK
+        case SnapshotSaved():
+            sizes = f"{byte_size(fact.bytes)}, all {byte_size(fact.total_bytes)} of {byte_size(fact.limit_bytes)}"
+            return f"saved a snapshot ({safe(fact.reason, 40)}; {sizes})", colours.DIM
         case Marked():
             return f"▲ {safe(fact.text)}", colours.MARK
         case StateChanged():
@@ -150,7 +154,7 @@ def describe_change(event: KnobTurned) -> str:
     """
     target = "" if event.target == "all" else f" of {in_words(safe(event.target, 40))}"
     way = f", {safe(event.way, 30)}" if event.way else ""
-    source = {"plan": " (plan)", "send": " (sent)"}.get(event.source, "")
+    source = {"plan": " (plan)", "rollback": " (rollback)", "send": " (sent)"}.get(event.source, "")
     merged = f", {event.turns} changes at once" if event.turns > 1 else ""
     old, new = (safe(shown_value(event.knob, value), 60) for value in (event.old, event.new))
     return f"{safe(event.knob, 40)}{target} {old} → {new}{way}{merged}{source}"

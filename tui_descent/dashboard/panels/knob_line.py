@@ -39,7 +39,8 @@ def knob_line(view: View, width: int, *, tabs: bool = False) -> Line:
 
     With `tabs`, the views have a row of their own and are not repeated here.
     """
-    over, started = not (view.history.live and view.connected), view.history.started
+    over = not (view.history.live and view.connected) or bool(view.replay)
+    started = view.history.started
     is_user_loop = started is not None and started.scenario is None
     keys = [
         key

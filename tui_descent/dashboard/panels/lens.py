@@ -137,6 +137,6 @@ def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
     scenario = scenario_of(view.history.started)
     if scenario is not None and scenario.data is None:
         return notice([(SURFACE, colours.TEXT)], width, height)
-    if not view.history.live:
+    if not view.history.live and not view.replay:
         return notice([("this view was not open during the run", colours.DIM)], width, height)
     return waiting_notice(view, width, height, "count", state=True)

@@ -64,7 +64,11 @@ class LossPanel(Panel):
         if not pyramid and not (view.ghosts and view.history.ghosts):  # after an undo to step 0 there are only ghosts
             return waiting_notice(view, width, height, "step", state=True)
         left = gutter(view, width)
-        time_axis = TimeAxis.of(view.history, width - left, recent=view.recent)
+        # With data there is a heat map below, on the same axis, with a column per step.
+        started = view.history.started
+        on_surface = started is not None and started.scenario is not None and started.scenario.get("data") is None
+        planned = started.steps if started is not None and on_surface else None
+        time_axis = TimeAxis.of(view.history, width - left, recent=view.recent, planned=planned)
         rows = height - 1
         bins: list[tuple[int, list[float]]] = []
         if pyramid:
@@ -74,7 +78,9 @@ class LossPanel(Panel):
         numbers = axis.labels(rows, width=left - 1)
         raster = Raster(time_axis.columns, rows, paper=colours.PAPER, shaded=colours.palette().shaded)
         draw_ghosts(raster, view, time_axis, axis)
-        draw_curve(raster, bins, time_axis, axis, band=RAW not in view.hidden, line=SMOOTHED not in view.hidden)
+        # A step that is wider than a column has a single loss, so there is no range to draw.
+        band = RAW not in view.hidden and time_axis.spread == 1
+        draw_curve(raster, bins, time_axis, axis, band=band, line=SMOOTHED not in view.hidden)
         draw_marks(raster, view, time_axis)
         for column, value in points if HELD_OUT not in view.hidden else ():
             if not math.isnan(axis.position(value)):

@@ -204,11 +204,14 @@ def waiting_notice(view: View, width: int, height: int, what: str, *, state: boo
     """Say why there is nothing to draw yet. With `state` it also says what the starting run is doing now."""
     if not view.connected and view.history.live:
         return notice([(safe(view.trouble) or "connecting to the run…", colours.DIM)] if state else [], width, height)
+    if view.replay:
+        unknown = {"picture": "pictures are not recorded", "count": "what the lens counts is not recorded"}
+        return notice([(unknown.get(what, f"no {what} so far"), colours.DIM)], width, height)
     history = view.history
     reason = history.ended.reason if history.ended is not None else history.state.reason
     if state and history.started is None and reason:  # the whole reason, because the footer may have no room for it
         return notice([(line, colours.TEXT) for line in textwrap.wrap(safe(reason), max(10, width))], width, height)
-    starting = {"importing torch": "importing torch…", "building": "building the network…"}
+    starting = {"importing torch": "importing torch…", "building": "setting up the run…"}
     first = "next" if view.history.segment else "first"
     waiting = {"running": f"waiting for the {first} {what}…", "paused": f"paused before the {first} {what}"}
     now = view.history.state.state

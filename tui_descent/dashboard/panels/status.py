@@ -50,6 +50,8 @@ class StatusPanel(Panel, can_focus=False):
 def state_of(view: View) -> tuple[str, Style]:
     """The run's state as a word, and its style."""
     history = view.history
+    if view.replay:
+        return view.replay, colours.KEY
     if history.ended is not None:
         return history.ended.status, colours.end_style(history.ended)
     if not view.connected:
@@ -80,6 +82,8 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         parts.append(
             (1, [("step ", colours.DIM), (f"{with_commas(history.steps):>5}", colours.BRIGHT), (steps, colours.DIM)])
         )
+    if history.recording is not None and history.recording.trouble:
+        parts.append((1, [("not recorded: ", colours.ORANGE), (safe(history.recording.trouble, 60), colours.ORANGE)]))
     if view.has_steps:
         parts.append((3, [(f"{per_second(history.steps_per_s):>4}/s", colours.TEXT)]))
         loss = history.shown_loss if history.losses.get(history.segment) else None

@@ -90,6 +90,8 @@ class StoryPanel(Panel):
 
     def _next(self, view: View, scenario: Scenario, width: int) -> list[Row]:
         rows: list[Row] = []
+        if view.replay:  # nothing can be pressed
+            return [("", colours.TEXT)]
         if hint := next_hint(scenario, view.history):
             rows += _wrap(f"Next: {hint}.", width, colours.KEY)
         text, right = ("", None) if view.prediction is None else reveal(view.prediction, view.history)

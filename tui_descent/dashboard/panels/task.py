@@ -70,6 +70,6 @@ def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
             ("this race is one of nets: 1 shows its curves", colours.DIM),
         ]
         return notice(lines, width, height)
-    if not view.history.live:
+    if not view.history.live and not view.replay:
         return notice([("this view was not open during the run", colours.DIM)], width, height)
     return waiting_notice(view, width, height, "picture", state=True)

@@ -45,8 +45,8 @@ from tui_descent.dashboard.panels.task import TaskPanel
 from tui_descent.dashboard.panels.trainer_log import TrainerLogPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.dashboard.prediction import Guess, Prediction
-from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
-from tui_descent.dashboard.terminal_size import TALL_ROWS, script_size
+from tui_descent.dashboard.screens.too_small import TooSmall
+from tui_descent.dashboard.terminal_size import MIN_HEIGHT, MIN_WIDTH, TALL_ROWS, script_size
 from tui_descent.dashboard.text.layer_names import block_of, find_again
 from tui_descent.dashboard.view import STORY, VIEWS, View
 from tui_descent.protocol.commands import (

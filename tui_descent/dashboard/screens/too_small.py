@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 from textual.widget import Widget
 
-MIN_WIDTH, MIN_HEIGHT = 60, 20
+from tui_descent.dashboard.terminal_size import MIN_HEIGHT, MIN_WIDTH
 
 
 class TooSmall(Widget):

@@ -55,6 +55,7 @@ from tui_descent.telemetry.diagnosis.rules import (
     STILL_FALLS,
     VANISHED,
     apply_rules,
+    crawls,
     exploded,
     flat_surface,
     rate_was_cut,
@@ -116,11 +117,11 @@ class Diagnosis:
         self._extractor = FeatureExtractor(self._layers, self.context.nets)
         self._forget_readings()
 
-    def _new_window(self, step: int) -> None:
+    def _new_window(self, step: int, gradual: int = 0) -> None:
         self._window_start, self._step_count = step, 0
         self._first_losses: list[float] = []
         self._losses: deque[float] = deque(maxlen=LONG_WINDOW)
-        self._history = LossHistory()
+        self._history = LossHistory(gradual)
         self._rate: float | None = None
         self._largest_rate = 0.0
         self._rate_fall = RateFall()
@@ -215,8 +216,12 @@ class Diagnosis:
         if first:  # a viewer has asked for the curvature, which can show what readings cannot
             self._judge(at_once=True)
 
-    def turn_knob(self, step: int, knob: str | None = None, value: str = "", *, old: str = "") -> None:
-        """An intervention before update `step`: a new window starts. With a `knob`, an `outcome` follows."""
+    def turn_knob(
+        self, step: int, knob: str | None = None, value: str = "", *, old: str = "", gradual: int = 0
+    ) -> None:
+        """An intervention before update `step`: a new window starts. With a `knob`, an `outcome` follows. `gradual` is
+        the number of steps that the change is spread over, if it is.
+        """
         before = self.finding()
         self._predicted, self.outcome, self._try = None, None, None
         key = "" if knob is None else key_of(knob, value)
@@ -232,7 +237,7 @@ class Diagnosis:
         self._spoilt = None if knob == "init" else self._spoilt  # new weights
         if knob is not None:
             self.set_knobs([KnobState(name=knob, value=value)] if value[:1] not in ("*", "/") else ())
-        self._new_window(step)
+        self._new_window(step, gradual)
 
     def rewind(self, step: int, knobs: Iterable[KnobState] | Mapping[str, str]) -> None:
         """The run is back before update `step`, with these knobs: a new window starts."""
@@ -532,6 +537,7 @@ class Diagnosis:
             weight_decay=self.context.weight_decay,
             decoupled=self.context.decoupled,
             lowest=self._history.lowest,
+            lowest_since=self._history.lowest_since,
             last_half=self._history.fall(),
         )
         return self._extractor.features(window)
@@ -587,6 +593,9 @@ class Diagnosis:
             shown |= {"momentum": self.context.momentum, "memory": 1 / (1 - self.context.momentum)}
         if name == "not clear" and (self._has_risen_again(f) or rises(f)) and self.context.loss_means_fit:
             shown["before"] = f.lowest
+        if name == "not clear" and self.context.surface and crawls(f):
+            size = math.hypot(*values_of(self._readings[-1], "update_norm"))
+            shown |= {"gradient": self._readings[-1].global_grad_norm, "step_size": size}
         if name == "not clear":
             shown |= {"trend": _trend(f), "gradients": _gradients(f, self._readings[-1])}
         return None if row is None else self._layers[row].name, shown

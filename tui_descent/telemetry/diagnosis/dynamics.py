@@ -185,7 +185,9 @@ RULES: tuple[Rule, ...] = (
         kind="dynamics",
         condition="The numbers do not prove any of the others.",
         threshold=f"the best judgement is less than {r.CLEAR:.0%} sure; or the loss clearly rises; or a smaller loss "
-        "need not mean a better fit, as in GANs, with negative losses, or with a loss function that is not known",
+        "need not mean a better fit, as in GANs, with negative losses, or with a loss function that is not known. On a "
+        f"test surface: a step moves the point by less than {r.SLOW:g} of its distance from 0, and over {WINDOW} steps "
+        f"the gradient keeps {r.KEPT:.0%} of its norm, which it would not close to a minimum",
         sentence="Loss {trend}; {gradients}.",
         check="Look at the loss over the whole run (t) and at the heat map.",
         helps="more steps; the learning-rate range test (f)",
@@ -215,6 +217,7 @@ NOT_HELPED = "{tried} has not helped; loss {loss:.3g}."
 STUCK_AT_GUESS = "Loss stuck at {loss:.3g}, that of a guess: check labels and inputs."
 STUCK_CHECK = "Loss stuck at {loss:.3g}; gradients arrive: check data, labels, masks."
 STUCK_AT = "Loss stuck at {loss:.3g}."
+SLOW = "Slow: a step moves the point by {step_size:.1g}, the gradient is {gradient:.2g}."
 FLAT = "Flat at {loss:.3g}: a minimum or a saddle? Press 5 for the curvature."
 UNKNOWN = "unknown"  # as evidence: no viewer has asked for the curvature
 # If the ratio of first to last gradient is larger than this, the product says more: a layer with large inputs has a
@@ -259,6 +262,8 @@ def words(finding: Finding) -> str:
         template = CUT_WITHIN
     elif name == "rate too small" and "rate" in evidence:
         template = BY_SCHEDULE
+    elif name == "not clear" and "step_size" in evidence:
+        template = SLOW
     elif name == "not clear" and "before" in evidence:
         template = RISEN_AGAIN
     elif name == "plateau" and not finding.advice and "steps" in evidence:

@@ -77,6 +77,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     first_update_ratio: float | None  # the same of the median layer at the first reading
     largest_update: float | None  # the same of the median layer, the largest since the window's start
     peak: float  # the highest loss of two steps in a row since the window's start
+    movement: float | None  # ‖Δ‖/‖w‖ of all parameters together
+    gradient_kept: float | None  # the norm of all gradients over that at the window's start
     step_per_grad: float | None  # ‖Δ‖/‖g‖, g the gradient, of layers whose update is not rounded to 0
     dead: float  # share of dead units in the worst layer
     first_dead: float | None
@@ -93,6 +95,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     decayed_for: float | None  # rate × decay × steps: for how many time constants the decay has acted
     rate_left: float | None  # the learning rate over the largest one since the window's start
     lowest: float  # the lowest mean of ten losses since the window's start
+    lowest_since: float  # the same since the change that began the window was complete
     last_half: tuple[float, float] | None  # by which share the loss has fallen over it, at least and at most
     cosine: float | None  # of each gradient with the next
     curvature: Curvature | None
@@ -127,7 +130,18 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     weight_decay: float | None
     decoupled: bool
     lowest: float
+    lowest_since: float
     last_half: tuple[float, float] | None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there are losses of a whole long window."""
+        return len(self.losses) >= LONG_WINDOW
+
+    @property
+    def newest_readings(self) -> list[ReadingsTaken]:
+        """The readings of the last half of a window."""
+        return [reading for reading in self.readings if reading.step > self.readings[-1].step - HALF]
 
 
 class FeatureExtractor:
@@ -148,14 +162,12 @@ class FeatureExtractor:
 
     def features(self, w: Window) -> Features:
         """What the losses and readings of a window show."""
-        window, last = w.losses[-WINDOW:], w.readings[-1]
-        newest = [r for r in w.readings if r.step > last.step - HALF]
+        window, newest, last = w.losses[-WINDOW:], w.newest_readings, w.readings[-1]
         earlier = statistics.fmean(window[-2 * THIRD : -THIRD])
         fell = earlier - statistics.fmean(window[-THIRD:])
         slope, error, noise = fit_line(window[-2 * THIRD :])
-        now = statistics.fmean(window[-TAIL:])
-        long = len(w.losses) >= LONG_WINDOW
-        long_slope, long_error, _ = fit_line(w.losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
+        now, two = statistics.fmean(window[-TAIL:]), w.readings[-2:]
+        long_slope, long_error, _ = fit_line(w.losses[-LONG_WINDOW:]) if w.is_long else (0.0, 1.0, 0.0)
         early_product = next((p for r in (w.first_reading, *w.early) if (p := self.product(r)) is not None), None)
         return Features(
             guess=w.guess,
@@ -171,10 +183,10 @@ class FeatureExtractor:
             fall=fell / max(abs(earlier), 1e-300),
             slope=slope / max(error, 1e-300),
             noise=noise,
-            expected=expected_loss(w.losses, w.guess) if long else None,
-            long_fall=long_fall(w.losses, w.guess) if long else None,
-            long_fell=-long_slope * LONG_WINDOW if long else None,
-            long_slope=long_slope / max(long_error, 1e-300) if long else None,
+            expected=expected_loss(w.losses, w.guess) if w.is_long else None,
+            long_fall=long_fall(w.losses, w.guess) if w.is_long else None,
+            long_fell=-long_slope * LONG_WINDOW if w.is_long else None,
+            long_slope=long_slope / max(long_error, 1e-300) if w.is_long else None,
             steps=w.steps,
             readings=w.taken,
             blocks=len(self.rows) or len(self.alike),
@@ -185,6 +197,8 @@ class FeatureExtractor:
             first_update_ratio=self.update_ratio(w.first_reading),
             largest_update=w.largest_update,
             peak=w.peak,
+            movement=_movement(last),
+            gradient_kept=_ratio(last.global_grad_norm, w.readings[0].global_grad_norm),
             step_per_grad=_step_per_grad(last),
             dead=max(newest_of(w.readings, "dead_fraction").values(), default=0.0),
             first_dead=_first_share((w.first_reading, *w.early), "dead_fraction"),
@@ -193,14 +207,15 @@ class FeatureExtractor:
             weight_size=self._weight_size(last),
             weight_scale=self._weight_scale(last),
             silent_row=_silent_row(w.readings),
-            no_gradient=len(w.readings) > 1 and all(r.global_grad_norm == 0 for r in w.readings[-2:]),
-            no_weight_gradient=len(w.readings) > 1 and all(_only_biases_learn(r) for r in w.readings[-2:]),
+            no_gradient=len(two) > 1 and all(r.global_grad_norm == 0 for r in two),
+            no_weight_gradient=len(two) > 1 and all(_only_biases_learn(r) for r in two),
             kept=_kept(w.run_reading, last),
             kept_recently=_kept(w.first_reading, last),
             decay_share=_decay_share(newest, w.weight_decay, w.rate if w.decoupled else None),
             decayed_for=None if w.weight_decay is None or w.rate is None else w.rate * w.weight_decay * w.steps,
             rate_left=w.rate / w.largest_rate if w.rate is not None and w.largest_rate else None,
             lowest=min(w.lowest, now),
+            lowest_since=min(w.lowest_since, now),
             last_half=w.last_half,
             cosine=_mean_cosine(w.readings),
             curvature=w.curvature,
@@ -267,6 +282,16 @@ def _silent_row(readings: Sequence[ReadingsTaken]) -> int | None:
         zero = next((k for k, (_, v) in enumerate(norms) if v != 0), 0)
         rows.append(norms[zero - 1][0] if zero else None)
     return rows[-1] if len(rows) == 2 and rows[0] == rows[1] else None
+
+
+def _movement(reading: ReadingsTaken) -> float | None:
+    """‖Δ‖/‖w‖ of all parameters together; None if they were not measured or are all 0."""
+    update, weight = (math.hypot(*values_of(reading, metric)) for metric in ("update_norm", "weight_norm"))
+    return _ratio(update, weight)
+
+
+def _ratio(now: float | None, before: float | None) -> float | None:
+    return now / before if now and before else None
 
 
 def _step_per_grad(reading: ReadingsTaken) -> float | None:

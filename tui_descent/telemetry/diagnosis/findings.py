@@ -72,6 +72,8 @@ def advice_words(advice: Advice) -> str:
         case "schedule" | "batch_size":
             return f"Press {key}: {advice.knob.replace('_', ' ')} {plain}."
         case "norm":
+            if "where=pre" in value:
+                return f"Press {key}: {'pre-LN' if plain == 'layer' else 'pre-RMSNorm'}."
             kind = {"layer": "LayerNorm", "rms": "RMSNorm"}.get(plain, plain)
             return f"Press {key}: {kind}{' before the activation' if 'where=mid' in value else ''}."
         case "init":

@@ -13,14 +13,20 @@ LEAST = 1e-10  # smaller losses count as this one
 
 
 class LossHistory:
-    """Means of the losses in bins of equal width. Memory and time per loss are bounded, however long the run."""
+    """Means of the losses in bins of equal width. Memory and time per loss are bounded, however long the run.
 
-    def __init__(self) -> None:
+    The first `gradual` losses belong to a change that is spread over as many steps. They do not count for
+    `lowest_since`, because they are partly those of the net as it was before.
+    """
+
+    def __init__(self, gradual: int = 0) -> None:
+        self._gradual = gradual
         self._width, self._sum, self._count = 1, 0.0, 0
         self._means: list[float] = []
         self._last = math.inf
         self._ten: list[float] = []
         self.lowest = math.inf  # the lowest mean of ten losses
+        self.lowest_since = math.inf  # the same since a gradual change was complete
         self.peak = -math.inf  # the highest loss of two in a row, so that one odd batch does not count
 
     def add(self, loss: float) -> None:
@@ -28,7 +34,11 @@ class LossHistory:
         self.peak, self._last = max(self.peak, min(self._last, loss)), loss
         self._ten.append(loss)
         if len(self._ten) == TEN:
-            self.lowest = min(self.lowest, math.fsum(self._ten) / TEN)
+            mean = math.fsum(self._ten) / TEN
+            self.lowest = min(self.lowest, mean)
+            if self._gradual == 0:
+                self.lowest_since = min(self.lowest_since, mean)
+            self._gradual = max(0, self._gradual - TEN)
             self._ten.clear()
         self._sum, self._count = self._sum + loss, self._count + 1
         if self._count < self._width:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from tui_descent.telemetry.diagnosis.features import SIGNIFICANT, SPOILS, Features
+from tui_descent.telemetry.diagnosis.features import SIGNIFICANT, SPOILS, THIRD, WINDOW, Features
 from tui_descent.telemetry.diagnosis.findings import Name
 from tui_descent.telemetry.diagnosis.situation import RunContext
 
@@ -37,6 +37,7 @@ LEVEL_SLOPE = -2.5  # the loss is level if a line through three windows has a sl
 
 FLAT = 0.02  # where g is not known: a loss that falls by less in a third of a window is stuck
 VANISHED_LOSS = 1e-3  # of a surface's first loss
+SLOW, KEPT = 1.5e-3, 0.8  # of a surface: ‖Δ‖/‖w‖, and the gradient over that of 60 steps ago, if its point crawls
 FALLING_SLOPE = -2.5  # the loss's slope in standard errors, where g is known but there are no classes
 ESCAPING_SLOPE = -4.5  # the loss escapes by itself
 VANISHED, GROWN, EXPLODED = 3e-3, 10.0, 100.0  # P
@@ -175,7 +176,7 @@ def _by_guess(f: Features, context: RunContext) -> tuple[Name, float] | None:
         return None
     if context.surface and f.fell < FLAT * size and _on_a_saddle(f):
         return "saddle", 0.8
-    if flat_surface(f, context):
+    if flat_surface(f, context) or (context.surface and crawls(f)):
         return "not clear", 0.5
     if (
         not falls
@@ -203,6 +204,18 @@ def flat_surface(f: Features, context: RunContext) -> bool:
         return False
     level = abs(f.now) < VANISHED_LOSS * abs(f.guess) or (f.fall < FLAT and f.slope > FALLING_SLOPE)
     return f.fell < FLAT * abs(f.guess) and level
+
+
+def crawls(f: Features) -> bool:
+    """Whether the point of a surface hardly moves, and its gradient hardly changes, as it would close to a minimum.
+
+    The loss alone does not show this: no level of it is known to be low. What is left to fall must not be negligible:
+    near a minimum the gradient shrinks by a constant factor, and what is left of the loss by its square.
+    """
+    if f.movement is None or f.movement > SLOW or f.gradient_kept is None or f.gradient_kept < KEPT:
+        return False
+    left = math.inf if f.gradient_kept >= 1 else f.fell * (WINDOW / THIRD) / (-2 * math.log(f.gradient_kept))
+    return left > VANISHED_LOSS * abs(f.guess)
 
 
 def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, float]:
@@ -253,7 +266,7 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     """Why a loss does not fall."""
     if rate_was_cut(f):
         return "rate too small", 0.9
-    if f.now > RISEN_AGAIN * f.lowest > 0 and f.lowest < NOT_FALLEN * f.guess and not context.surface:
+    if f.now > RISEN_AGAIN * f.lowest_since > 0 and f.lowest_since < NOT_FALLEN * f.guess and not context.surface:
         return "not clear", 0.5  # the loss was far lower: it swings
     adaptive, sigmoid = context.adaptive, context.activation == "sigmoid" and f.blocks > 2
     vanished = max(VANISHED, SIGMOID_FACTOR**f.blocks if sigmoid else 0.0)
@@ -291,7 +304,8 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     steady = context.classes is not None and f.fall > 0 and (f.long_fall or 0.0) > STEADY_FALL * f.guess
     if f.saturated <= SATURATED and (escaping or steady):
         # The loss begins to fall. Before it has fallen by a tenth, "training well" would be too much said.
-        return ("healthy", FAIR) if f.now < NOT_FALLEN * min(f.guess, f.run_first) else ("not clear", 0.5)
+        fell = f.now < NOT_FALLEN * min(f.guess, f.run_first) and not f.now > RISEN_AGAIN * f.lowest > 0
+        return ("healthy", FAIR) if fell else ("not clear", 0.5)
     if f.dead > MANY_DEAD:
         return "dead units", FAIR
     if context.surface and f.cosine is not None and f.cosine < BOUNCING:

@@ -10,21 +10,19 @@ import heapq
 import json
 import math
 import sqlite3
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from tui_descent.protocol import codec
-from tui_descent.protocol.events import AnyEvent, HistorySent, KnobTurned, Rewound, StepsCompleted
+from tui_descent.protocol.events import AnyEvent, KnobTurned, Rewound, StepsCompleted
 from tui_descent.telemetry.history import History
-from tui_descent.telemetry.record import event_rows, step_rows
+from tui_descent.telemetry.record import checkpoints, event_rows, step_rows
 from tui_descent.telemetry.record.schema import RECORD_FILE, RecordError, connect_to_read
 from tui_descent.telemetry.record.step_rows import checksum
 
-TABLES = ("steps", "events")
+_SEQ = "SELECT value FROM about WHERE key = 'seq'"
 ROWS = 512  # how many sequence numbers one query covers
 
 
@@ -34,7 +32,7 @@ def has_steps(folder: Path) -> bool:
     try:
         if not path.stat().st_size:
             return False
-        with contextlib.closing(connect_to_read(path)) as connection:
+        with contextlib.closing(connect_to_read(path)[0]) as connection:
             found = connection.execute("SELECT value FROM about WHERE key = 'step'").fetchone()
             return bool(found and found[0])
     except OSError:
@@ -80,14 +78,25 @@ class Place(NamedTuple):
     after: int
 
 
-class Record:
-    """A record that is open for reading. `damaged` counts the rows that were left out so far."""
+class Span(NamedTuple):
+    """A row of steps: `length` steps from step `first` on. In a race, one `LaneSteps` event, with a `length` of 1."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    row: int
+    segment: int
+    first: int
+    length: int
+    is_lane: bool = False
+
+
+class Record:
+    """A record that is open for reading."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path, *, cut_off: bool = False) -> None:
         self.path = path
-        self.damaged = 0
         self._connection = connection
-        self._lost: set[tuple[str, int]] = set()
+        self._cut_off = cut_off
+        self._about_lost = False
+        self._lost: set[int] = set()  # the numbers of rows that cannot be read
 
     @classmethod
     def open(cls, folder: Path) -> Record:
@@ -96,12 +105,13 @@ class Record:
         Raises `RecordError` if there is none, if another version has written it, or if nothing of it can be read.
         """
         path = folder / RECORD_FILE
-        record = cls(connect_to_read(path), path)
+        connection, cut_off = connect_to_read(path)
+        record = cls(connection, path, cut_off=cut_off)
         try:
             record._last_seq()
-        except sqlite3.DatabaseError as error:
+        except RecordError:
             record.close()
-            raise RecordError(f"{path}: damaged, nothing can be read: {error}") from None
+            raise
         return record
 
     def close(self) -> None:
@@ -115,18 +125,26 @@ class Record:
 
     @property
     def damage(self) -> str:
-        """What could not be read so far, as a sentence; "" if nothing is missing."""
-        rows = "row" if self.damaged == 1 else "rows"
-        return f"the record is damaged: {self.damaged:,} {rows} cannot be read" if self.damaged else ""
+        """What could not be read so far, as a sentence; "" if nothing is missing. A row holds up to 1,024 steps, or one
+        other event.
+        """
+        parts = ["the end of its file is missing"] * self._cut_off
+        if self._lost:
+            parts.append(f"{len(self._lost):,} of {self._last_seq():,} rows cannot be read")
+        if self._about_lost:
+            parts.append("what it says about the run cannot be read")
+        return f"the record is damaged: {', '.join(parts)}" if parts else ""
 
     @property
     def about(self) -> RunInfo:
-        """What is known about the run. Raises `RecordError` if that cannot be read."""
+        """What is known about the run. Its `status` is "damaged" if that cannot be read."""
+        known: dict[str, Any] = {"status": "damaged"}
+        scenario = None
         try:
-            known = dict(self._connection.execute("SELECT key, value FROM about").fetchall())
+            known |= dict(self._connection.execute("SELECT key, value FROM about").fetchall())
             scenario = None if known.get("scenario") is None else json.loads(known["scenario"])
-        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
-            raise RecordError(f"{self.path}: damaged: {error}") from None
+        except (sqlite3.DatabaseError, ValueError, TypeError):
+            self._about_lost = True
         size = 0
         for end in ("", "-wal"):
             with contextlib.suppress(OSError):
@@ -138,16 +156,16 @@ class Record:
             status=str(known.get("status", "running")),
             state=str(known.get("state", "")),
             reason=str(known.get("reason") or ""),
-            segment=int(known.get("segment") or 0),
-            step=int(known.get("step") or 0),
+            segment=int(_number(known.get("segment"), 0)),
+            step=int(_number(known.get("step"), 0)),
             planned_steps=known.get("planned_steps"),
-            loss=math.nan if known.get("loss") is None else float(known["loss"]),
+            loss=_number(known.get("loss"), math.nan),
             accuracy=known.get("accuracy"),
-            started=float(known.get("started") or 0.0),
-            updated=float(known.get("updated") or 0.0),
-            seconds=float(known.get("seconds") or 0.0),
+            started=_number(known.get("started"), 0.0),
+            updated=_number(known.get("updated"), 0.0),
+            seconds=_number(known.get("seconds"), 0.0),
             device=str(known.get("device", "")),
-            parameters=int(known.get("parameters") or 0),
+            parameters=int(_number(known.get("parameters"), 0)),
             scenario=scenario,
             size=size,
             values=known,
@@ -170,6 +188,10 @@ class Record:
         """The history just before update `step` of a segment; at the segment's end if there is no such update."""
         return self._history(self._place(segment, step))
 
+    def changes(self) -> list[KnobTurned | Rewound]:
+        """Every intervention, undo, redo and resumption, in the order in which they happened."""
+        return list(self._of_kinds("intervention", "rewound"))
+
     def interventions(self) -> list[KnobTurned]:
         """The interventions that led to the present state, in the order of their steps: without those undone."""
         lineages: dict[int, list[KnobTurned]] = {}  # by segment
@@ -187,78 +209,131 @@ class Record:
                 ]
         return lineages.get(segment, [])
 
+    def spans(self) -> list[Span]:
+        """The rows of steps in the order in which they were made."""
+        try:
+            rows = self._connection.execute("SELECT seq, segment, first, count FROM steps ORDER BY seq").fetchall()
+            if not rows:
+                lanes = self._connection.execute("SELECT seq FROM events WHERE kind = 'lane_steps' ORDER BY seq")
+                return [Span(seq, 0, n, 1, is_lane=True) for n, (seq,) in enumerate(lanes.fetchall())]
+        except sqlite3.DatabaseError:  # a part of the table is damaged
+            rows = [packed[:4] for _, packed, is_steps in self._rows(Place(0, 0, 0)) if is_steps]
+        return [Span(*row) for row in rows]
+
+    def place_before(self, span: Span, number: int) -> Place:
+        """The place just before step `number` of a span."""
+        if span.is_lane:
+            return Place(span.row - 1, 0, step_rows.MOST_STEPS)
+        return Place(self._newest_event(span.row, number), span.row, number)
+
+    def events_from(self, place: Place) -> Iterator[AnyEvent]:
+        """The events after a place."""
+        return self._events(place)
+
+    def checkpoints(self) -> list[Place]:
+        """The places of the checkpoints, the newest first."""
+        try:
+            rows = self._connection.execute(
+                "SELECT seq, ifnull((SELECT max(seq) FROM steps WHERE steps.seq <= checkpoints.seq), 0), after "
+                "FROM checkpoints ORDER BY id DESC"
+            ).fetchall()
+        except sqlite3.DatabaseError:
+            return []
+        return [Place(*row) for row in rows]
+
+    def history_in(self, checkpoint: Place) -> History | None:
+        """The history in a checkpoint; None if it cannot be read."""
+        with contextlib.suppress(sqlite3.DatabaseError, TypeError):
+            body, crc = self._connection.execute(
+                "SELECT body, crc FROM checkpoints WHERE seq = ? AND after = ?", (checkpoint.seq, checkpoint.after)
+            ).fetchone()
+            is_good = checksum(checkpoint.seq, checkpoint.after, body) == crc
+            if is_good and (sent := checkpoints.unpack(body)) is not None:
+                return History.receive(sent)
+        return None
+
+    def places_of_interventions(self) -> list[tuple[int, int]]:
+        """The places of the interventions, each as the row of steps before it and how many of its steps."""
+        query = (
+            "SELECT ifnull((SELECT max(seq) FROM steps WHERE steps.seq < events.seq), 0), after FROM events "
+            "WHERE kind = 'intervention' ORDER BY seq"
+        )
+        with contextlib.suppress(sqlite3.DatabaseError):
+            return self._connection.execute(query).fetchall()
+        return []
+
+    def _newest_event(self, row: int, number: int) -> int:
+        """The number of the last event before step `number` of a row of steps; the row's own if there is none."""
+        with contextlib.suppress(sqlite3.DatabaseError):
+            found = self._connection.execute(
+                "SELECT max(seq) FROM events WHERE seq > ? AND after <= ? "
+                "AND seq < ifnull((SELECT min(seq) FROM steps WHERE seq > ?), 1 << 60)",
+                (row, number, row),
+            ).fetchone()[0]
+            return max(row, int(found or 0))
+        return row
+
     def _last_seq(self) -> int:
-        found = [self._connection.execute(f"SELECT max(seq) FROM {table}").fetchone()[0] for table in TABLES]
-        return max(int(number or 0) for number in found)
+        """The number of the last row. Raises `RecordError` if it cannot be found."""
+        numbers = []
+        problem: Exception | None = None
+        for query in ("SELECT max(seq) FROM steps", "SELECT max(seq) FROM events", _SEQ):
+            try:
+                found = self._connection.execute(query).fetchone()
+                numbers.append(int(_number(found and found[0], 0)))
+            except sqlite3.DatabaseError as error:
+                problem = error
+        if not any(numbers) and problem is not None:
+            raise RecordError(f"{self.path}: damaged, nothing can be read: {problem}")
+        return max(numbers)
 
     def _of_kinds(self, *kinds: str) -> Iterator[KnobTurned | Rewound]:
         marks = ", ".join("?" * len(kinds))
         sql = f"SELECT {event_rows.PACKED} FROM events WHERE kind IN ({marks}) ORDER BY seq"
         try:
             rows = self._connection.execute(sql, kinds).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise RecordError(f"{self.path}: damaged: {error}") from None
-        for row in rows:
-            event = self._unpacked("events", row)
+            found: Iterable[AnyEvent | None] = (self._unpacked("events", row) for row in rows)
+        except sqlite3.DatabaseError:  # a part of the table or of its index is damaged
+            found = self.events()
+        for event in found:
             if isinstance(event, KnobTurned | Rewound):
                 yield event
 
     def _history(self, end: Place | None) -> History:
         """The history at a place; at the end of the record if that is None."""
         history, start = History(), Place(0, 0, 0)
-        if (found := self._checkpoint(end)) is not None:
-            history, start = found
+        for place in self.checkpoints():
+            is_before = end is None or (place.seq <= end.seq and (place.row, place.after) <= (end.row, end.after))
+            if is_before and (found := self.history_in(place)) is not None:
+                history, start = found, place
+                break
         for event in self._events(start, end):
             history.apply(event)
         return history
 
-    def _checkpoint(self, end: Place | None) -> tuple[History, Place] | None:
-        """The newest usable checkpoint that is not after `end`."""
-        try:
-            places = self._connection.execute(
-                "SELECT id, seq, after, (SELECT max(seq) FROM steps WHERE steps.seq <= checkpoints.seq) "
-                "FROM checkpoints ORDER BY id DESC"
-            ).fetchall()
-        except sqlite3.DatabaseError:
-            return None
-        for number, seq, after, row in places:
-            place = Place(seq, row or 0, after)
-            if end is not None and (place.row, place.after) > (end.row, end.after):
-                continue
-            if end is not None and place.seq > end.seq:
-                continue
-            with contextlib.suppress(sqlite3.DatabaseError, zlib.error, codec.FrameError, TypeError):
-                body, crc = self._connection.execute(
-                    "SELECT body, crc FROM checkpoints WHERE id = ?", (number,)
-                ).fetchone()
-                if checksum(seq, after, body) == crc:
-                    sent = codec.decode(codec.to_viewer, zlib.decompress(body))
-                    if isinstance(sent, HistorySent):
-                        return History.receive(sent), place
-        return None
-
     def _place(self, segment: int, step: int) -> Place | None:
         """The place just before update `step` of a segment; None for the end of the record."""
         last = self._last_seq()
+        execute = self._connection.execute
         try:
-            found = self._connection.execute(
+            found = execute(
                 "SELECT seq, first FROM steps WHERE segment = ? AND first + count > ? ORDER BY seq LIMIT 1",
                 (segment, step),
             ).fetchone()
             if found is not None:
                 return Place(last, found[0], max(0, step - found[1]))
             # The end of a segment that was left by an undo.
-            left = self._connection.execute(
-                "SELECT min(seq) FROM events WHERE kind = 'rewound' AND seq > "
-                "ifnull((SELECT max(seq) FROM steps WHERE segment = ?), 0)",
-                (segment,),
-            ).fetchone()[0]
+            newest = execute("SELECT ifnull(max(seq), 0) FROM steps WHERE segment = ?", (segment,)).fetchone()[0]
+            left = execute("SELECT min(seq) FROM events WHERE kind = 'rewound' AND seq > ?", (newest,)).fetchone()[0]
             if left is None:
                 return None
-            row = self._connection.execute("SELECT max(seq) FROM steps WHERE seq < ?", (left,)).fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            raise RecordError(f"{self.path}: damaged: {error}") from None
-        return Place(left - 1, row or 0, step_rows.MOST_STEPS)
+            row = execute("SELECT max(seq) FROM steps WHERE seq < ?", (left,)).fetchone()[0]
+            return Place(left - 1, row or 0, step_rows.MOST_STEPS)
+        except sqlite3.DatabaseError:  # a part of the table or of its index is damaged
+            for seq, packed, is_steps in self._rows(Place(0, 0, 0)):
+                if is_steps and packed[1] == segment and packed[2] + packed[3] > step:
+                    return Place(last, seq, max(0, step - packed[2]))
+            return None
 
     def _events(self, start: Place, end: Place | None = None) -> Iterator[AnyEvent]:
         """The events between two places, with the steps among them."""
@@ -266,7 +341,7 @@ class Record:
         row, made = start.row, start.after  # its number, and how many of its steps have been passed on
 
         for seq, packed, is_steps in self._rows(start):
-            if end is not None and (seq > end.seq or (is_steps and seq > end.row)):
+            if end is not None and (seq > max(end.seq, end.row) or (is_steps and seq > end.row > 0)):
                 break
             limit = end.after if end is not None and row == end.row else None
             if is_steps:
@@ -277,28 +352,34 @@ class Record:
                 continue
             if seq <= start.seq:
                 continue
-            after = packed[1]
+            event, after = self._unpacked("events", packed), packed[1]
+            if event is None:
+                continue
             if limit is not None and after > limit:
                 break
             yield from _part(steps, made, after)
             made = max(made, after)
-            if (event := self._unpacked("events", packed)) is not None:
-                yield event
+            yield event
         limit = end.after if end is not None and row == end.row else None
         yield from _part(steps, made, limit)
 
     def _rows(self, start: Place) -> Iterator[tuple[int, tuple[Any, ...], bool]]:
         """The rows of both tables in their order, each with its number and whether it holds steps."""
-        last, first = self._last_seq(), start.row or 1
+        last, first = self._last_seq(), start.row or start.seq + 1
         while first <= last:
-            until = first + ROWS
-            steps = [(row[0], row, True) for row in self._read("steps", first, until)]
-            events = [(row[0], row, False) for row in self._read("events", first, until)]
+            until = min(first + ROWS, last + 1)
+            unread: set[int] = set()
+            steps = [(row[0], row, True) for row in self._read("steps", first, until, unread)]
+            events = [(row[0], row, False) for row in self._read("events", first, until, unread)]
+            self._lost |= unread.difference(row[0] for row in (*steps, *events))
             yield from heapq.merge(steps, events, key=lambda found: found[0])
             first = until
 
-    def _read(self, table: str, first: int, until: int) -> list[tuple[Any, ...]]:
-        """The rows with numbers from `first` to before `until`. Those on damaged pages are left out."""
+    def _read(self, table: str, first: int, until: int, unread: set[int]) -> list[tuple[Any, ...]]:
+        """The rows with numbers from `first` to before `until`.
+
+        The numbers on damaged pages are added to `unread`; they may be those of rows of the other table.
+        """
         columns = step_rows.PACKED if table == "steps" else event_rows.PACKED
         try:
             return self._connection.execute(
@@ -307,32 +388,26 @@ class Record:
         except sqlite3.DatabaseError:
             if until - first > 1:
                 middle = (first + until) // 2
-                return self._read(table, first, middle) + self._read(table, middle, until)
-            self._lose(table, first)
+                return self._read(table, first, middle, unread) + self._read(table, middle, until, unread)
+            unread.add(first)
             return []
 
     def _unpacked(self, table: str, row: tuple[Any, ...]) -> AnyEvent | None:
         try:
             return step_rows.unpack(row) if table == "steps" else event_rows.unpack(row)
         except ValueError:
-            self._lose(table, row[0])
+            self._lost.add(row[0])
             return None
 
-    def _lose(self, table: str, seq: int) -> None:
-        if (table, seq) not in self._lost:
-            self._lost.add((table, seq))
-            self.damaged = len(self._lost)
+
+def _number(value: Any, otherwise: float) -> float:
+    return float(value) if isinstance(value, int | float) else otherwise
 
 
-def _part(steps: StepsCompleted | None, start: int, end: int | None) -> Iterator[StepsCompleted]:
-    """The steps of a row from number `start` to before number `end`, if there are any."""
-    if steps is None:
-        return
-    losses = steps.losses[start:end]
-    if not losses:
-        return
-    first = steps.first + start
-    yield StepsCompleted(
+def part_of(steps: StepsCompleted, start: int, end: int | None) -> StepsCompleted:
+    """The steps from number `start` to before number `end`."""
+    losses, first = steps.losses[start:end], steps.first + start
+    return StepsCompleted(
         segment=steps.segment,
         first=first,
         losses=losses,
@@ -340,3 +415,9 @@ def _part(steps: StepsCompleted | None, start: int, end: int | None) -> Iterator
         times_s=steps.times_s[start:end],
         skipped=tuple(step for step in steps.skipped if first <= step < first + len(losses)),
     )
+
+
+def _part(steps: StepsCompleted | None, start: int, end: int | None) -> Iterator[StepsCompleted]:
+    """The same, if there are any such steps."""
+    if steps is not None and steps.losses[start:end]:
+        yield part_of(steps, start, end)

@@ -97,16 +97,20 @@ def _turn_on_log(connection: sqlite3.Connection) -> str:
         return ""
 
 
-def connect_to_read(path: Path) -> sqlite3.Connection:
-    """Open the record to read it. Raises `RecordError`."""
+def connect_to_read(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """Open the record to read it. Returns also whether its file was cut off. Raises `RecordError`."""
     if not path.is_file():
         raise RecordError(f"{path.parent.name}: nothing was recorded ({RECORD_FILE} is missing)")
     where = "file:" + quote(str(path.absolute()))
-    for option in ("mode=ro", "mode=ro&immutable=1"):  # without a log, a folder that cannot be written to is enough
+    # Without a log, a folder that cannot be written to is enough. SQLite reads what is there of a file that was cut off
+    # only if the schema may be mended.
+    for option, cut_off in (("mode=ro", False), ("mode=ro&immutable=1", False), ("mode=ro&immutable=1", True)):
         connection = sqlite3.connect(
             f"{where}?{option}", uri=True, timeout=2.0, isolation_level=None, check_same_thread=False
         )
         try:
+            if cut_off:
+                connection.execute("PRAGMA writable_schema = ON")
             version = version_of(connection)
             break
         except sqlite3.DatabaseError as error:
@@ -117,7 +121,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     if version != VERSION:
         connection.close()
         raise OtherVersionError(f"{path}: {other_version(version)}" if version else f"{path}: not a record")
-    return connection
+    return connection, cut_off
 
 
 def version_of(connection: sqlite3.Connection) -> int:

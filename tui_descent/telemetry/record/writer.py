@@ -11,12 +11,10 @@ import json
 import os
 import sqlite3
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tui_descent.protocol.codec import encode
 from tui_descent.protocol.events import (
     AnyEvent,
     DeviceTaken,
@@ -24,7 +22,9 @@ from tui_descent.protocol.events import (
     KnobTurned,
     LaneSteps,
     LedgerTaken,
+    Noted,
     ReadingsTaken,
+    RecordingChanged,
     Rewound,
     RunEnded,
     RunStarted,
@@ -32,20 +32,21 @@ from tui_descent.protocol.events import (
     StepsCompleted,
 )
 from tui_descent.protocol.launch import Launch
-from tui_descent.telemetry.record import event_rows, step_rows
+from tui_descent.telemetry.record import checkpoints, event_rows, step_rows
 from tui_descent.telemetry.record.byte_rate import ByteRate
 from tui_descent.telemetry.record.schema import RECORD_FILE, connect_to_write, error_code
 from tui_descent.telemetry.record.step_rows import StepRow, checksum
 
 COMMIT_S = 0.1  # the longest time that an event waits for its commit
 LOOK_S = 0.5  # how often to check that the file is still there, and to try again to write it
+WELL_AFTER_S = 2.0  # recording goes on if there was no trouble for this long: a full disk may have room for a moment
 MAX_WAITING = 16 << 20  # bytes that wait in memory while nothing can be written
-# Readings are recorded at up to this many bytes per second on average: 18 MB an hour. The first ones, and those after
+# Readings are recorded at up to this many bytes per second on average: 11 MB an hour. The first ones, and those after
 # quiet times, may come faster.
-READINGS_PER_S, READINGS_AT_ONCE = 5_000, 2_000_000
+READINGS_PER_S, READINGS_AT_ONCE = 3_000, 1_000_000
 # A checkpoint is the whole history, so that a reader need not begin at the first step. There are between half of
 # MAX_CHECKPOINTS and all of them, or fewer if they are large.
-MAX_CHECKPOINTS, MAX_CHECKPOINT_BYTES = 64, 8 << 20
+MAX_CHECKPOINTS, MAX_CHECKPOINT_BYTES = 64, 6 << 20
 FIRST_SPACING = 2048  # in steps; an event counts as EVENT_COST steps
 EVENT_COST = 16
 _INSERT_STEPS = (
@@ -60,9 +61,16 @@ class RecordWriter:
     `trouble` says why nothing is written at present; "" if all is well.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: Path, history: Callable[[], HistorySent]) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        history: Callable[[], HistorySent],
+        position: Callable[[], dict[str, int]],
+    ) -> None:
         self.trouble = ""
-        self._history = history
+        self.position: dict[str, int] = {}  # what `position` returned at the last commit
+        self._history, self._position = history, position
         self._path = path
         self._connection: sqlite3.Connection | None = connection
         self._file = os.stat(path)
@@ -71,7 +79,8 @@ class RecordWriter:
         self._row_changed = False
         self._waiting: list[tuple[str, tuple[Any, ...]]] = []  # statements with their values
         self._waiting_bytes = 0
-        self._lost_steps = self._lost_events = 0
+        self._lost = (0, 0)  # steps and other events that there was no room for, since recording has stopped
+        self._reported, self._well_s = "", 0.0
         self._readings = ByteRate(READINGS_PER_S, READINGS_AT_ONCE)
         self._began_s = self._committed_s = self._looked_s = time.monotonic()
         self._spacing, self._since_checkpoint = FIRST_SPACING, 0
@@ -80,22 +89,27 @@ class RecordWriter:
         self._continue()
 
     @classmethod
-    def open(cls, launch: Launch, history: Callable[[], HistorySent]) -> RecordWriter:
+    def open(
+        cls, launch: Launch, history: Callable[[], HistorySent], position: Callable[[], dict[str, int]] = dict
+    ) -> RecordWriter:
         """Create the run's record, or continue it. Raises `OSError` or `RecordError` if that is not possible.
+
+        `position` is asked at every commit; it returns values of the table `about` that say how much of the trainer's
+        output is recorded.
 
         A damaged record is renamed, so that what is left of it can still be read, and a new one is begun.
         """
         path = launch.path / RECORD_FILE
         try:
             try:
-                writer = cls(connect_to_write(path), path, history)
+                writer = cls(connect_to_write(path), path, history, position)
             except sqlite3.DatabaseError as error:
                 if error_code(error) not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                     raise
                 for end in ("", "-wal", "-shm"):
                     with contextlib.suppress(FileNotFoundError):
                         os.rename(f"{path}{end}", f"{path.with_stem('record-damaged')}{end}")
-                writer = cls(connect_to_write(path), path, history)
+                writer = cls(connect_to_write(path), path, history, position)
         except sqlite3.Error as error:
             raise OSError(f"{path}: {describe(error)}") from None
         writer.set(run=launch.run, name=launch.name)
@@ -120,6 +134,8 @@ class RecordWriter:
 
     def add(self, event: AnyEvent) -> None:
         """Add an event. It is written by the next `commit`; an intervention is written at once."""
+        if self._connection is None:
+            return
         if isinstance(event, StepsCompleted):
             self._add_steps(event)
             return
@@ -133,7 +149,7 @@ class RecordWriter:
         step = getattr(event, "step", None)
         place = getattr(event, "segment", self._segment), self._steps if step is None else step
         if self._waiting_bytes > MAX_WAITING:
-            self._lost_events += 1
+            self._lost = (self._lost[0], self._lost[1] + 1)
             return
         seq = self._next_seq()
         crc = checksum(seq, after, body.encode() if isinstance(body, str) else body)
@@ -174,7 +190,7 @@ class RecordWriter:
             ):
                 self._row_ended()
                 if self._waiting_bytes > MAX_WAITING:
-                    self._lost_steps += count - start
+                    self._lost = (self._lost[0] + count - start, self._lost[1])
                     break
                 row = self._row = StepRow(self._next_seq(), event.segment, event.first + start)
             start += row.add(event, start)
@@ -204,8 +220,11 @@ class RecordWriter:
         self._seq += 1
         return self._seq
 
-    def maintain(self) -> None:
-        """Write what has waited long enough. Call it often."""
+    def maintain(self) -> list[AnyEvent]:
+        """Write what has waited long enough. Call it often.
+
+        Returns events that say when recording has stopped and when it goes on; they are to be added too.
+        """
         now_s = time.monotonic()
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s = now_s
@@ -214,6 +233,22 @@ class RecordWriter:
                 self.commit()
         if not self.trouble and now_s - self._committed_s >= COMMIT_S and (self._waiting or self._row_changed):
             self.commit()
+        if self.trouble:
+            self._well_s = now_s + WELL_AFTER_S
+        if self.trouble == self._reported or (not self.trouble and now_s < self._well_s):
+            return []
+        self._reported = self.trouble
+        change = RecordingChanged(step=self._steps, trouble=self.trouble)
+        return [change, Noted(step=self._steps, text=self._report(), level="warning")]
+
+    def _report(self) -> str:
+        if self.trouble:
+            return f"recording has stopped: {self.trouble}; training goes on"
+        steps, events = self._lost
+        self._lost = (0, 0)
+        if not steps and not events:
+            return "recording goes on; nothing is missing"
+        return f"recording goes on; {steps:,} steps and {events:,} events are missing in the record"
 
     def _look(self) -> None:
         """Notice that the file was removed or replaced: what is written to it would be lost."""
@@ -224,17 +259,18 @@ class RecordWriter:
         if not there and self._connection is not None:
             self._connection.close()
             self._connection = None
-            self.trouble = f"{self._path} was removed"
+            self._waiting, self._waiting_bytes, self._row = [], 0, None
+            self.trouble = "its file was removed"
 
     def commit(self) -> None:
         """Write everything that was added, in one transaction. If that fails, `trouble` says why."""
         connection = self._connection
-        if connection is None:
-            self._waiting, self._waiting_bytes = [], 0  # the file has been removed
+        if connection is None:  # the file was removed
             return
         self._committed_s = now_s = time.monotonic()
         seconds = self._before_s + now_s - self._began_s
-        about = {**self._about, "updated": time.time(), "seconds": seconds}
+        position = self._position()
+        about = {**self._about, **position, "updated": time.time(), "seconds": seconds, "seq": self._seq}
         try:
             connection.execute("BEGIN IMMEDIATE")
             for statement, values in self._waiting:
@@ -253,11 +289,11 @@ class RecordWriter:
                 self.trouble = describe(error)
             return
         self._waiting, self._waiting_bytes, self._about, self._row_changed = [], 0, {}, False
-        self.trouble = ""
+        self.trouble, self.position = "", position
 
     def _add_checkpoint(self, connection: sqlite3.Connection) -> None:
         self._since_checkpoint = 0
-        body = zlib.compress(encode(self._history()), 1)
+        body = checkpoints.pack(self._history())
         after = self._after
         connection.execute(
             "INSERT INTO checkpoints (seq, after, segment, step, body, crc) VALUES (?, ?, ?, ?, ?, ?)",
@@ -270,11 +306,6 @@ class RecordWriter:
                 "DELETE FROM checkpoints WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER (ORDER BY id DESC) "
                 "AS n FROM checkpoints) WHERE n % 2 = 0)"
             )
-
-    @property
-    def lost(self) -> tuple[int, int]:
-        """How many steps and how many other events could not be kept in memory until they could be written."""
-        return self._lost_steps, self._lost_events
 
     def close(self) -> None:
         """Write the rest, with a checkpoint of the end, and leave one file without a log beside it."""

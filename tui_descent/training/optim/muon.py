@@ -42,6 +42,11 @@ class Muon(torch.optim.Optimizer):
         options = {"momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps}
         super().__init__(params, {"lr": lr, "adamw_lr_ratio": adamw_lr_ratio, **options})
 
+    @property
+    def hidden(self) -> list[nn.Parameter]:
+        """The parameters that Muon updates."""
+        return self._hidden
+
     def is_hidden(self, parameter: Tensor) -> bool:
         """Whether Muon updates the parameter; otherwise AdamW does."""
         return id(parameter) in self._hidden_ids

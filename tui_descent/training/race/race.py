@@ -29,7 +29,7 @@ from tui_descent.training.progress import Progress, reply_to
 from tui_descent.training.race.lane import Lane
 from tui_descent.training.race.pictures import RacePictures
 from tui_descent.training.steering.pace import PaceTimer, RunMode
-from tui_descent.training.stop_run import StopRun
+from tui_descent.training.stop_run import COMMAND_KILLED, StopRun
 
 LAP_S = 0.03  # an unpaced lap takes about this long, so that it is on the screen at once
 MOST_STEPS = 1000  # of one lap
@@ -147,6 +147,8 @@ class Race:
                 self._carry_out(request)
             self._progress.report_memory()
             self._picture()
+            if link.keep_connected() and not link.launch.attended:
+                mode.stop_reason = mode.stop_reason or COMMAND_KILLED
             if mode.stop_reason is not None and not self._racing:
                 raise StopRun("finished", "")
             if mode.stop_reason is not None or link.lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tui_descent.protocol.commands import (
@@ -39,6 +40,7 @@ from tui_descent.training.steering.command_queue import CommandQueue, QueuedComm
 from tui_descent.training.steering.pace import RunMode
 from tui_descent.training.steering.steering import KnobChange, Steering
 from tui_descent.training.stop_run import StopRun
+from tui_descent.training.undo.disk_snapshots import DiskSnapshots
 from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.undo.undo_stack import UndoStack, undo_entry
 from tui_descent.training.watch.layer_list import LayerList
@@ -75,6 +77,7 @@ class CommandHandler:
         self._progress, self._mode, self._steering, self._layers = progress, mode, steering, layers
         self._undo_stack, self._curvature, self._evaluation = undo_stack, curvature, evaluation
         self._task, self._lens = task, lens
+        self.disk: DiskSnapshots | None = None  # the snapshots on disk, if the run is saved there
         self._is_scenario = is_scenario
         setup = steering.context.setup
         self._is_surface = setup is not None and setup.batches is None
@@ -134,6 +137,8 @@ class CommandHandler:
                 progress.done(merged, f"{turn.knob}{where} is {value} already", more=merged is not request)
             return
         undo_stack = None if turn.knob in NEUTRAL_KNOBS else self._undo_stack
+        if undo_stack is not None and self.disk is not None:
+            self.disk.save_if_cheap(f"before intervention {progress.interventions + 1}")
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
         rate, change = self._steering.rate.value, self._apply(turn, before)
         if undo_stack is not None:
@@ -240,8 +245,8 @@ class CommandHandler:
         self._progress.emit(LedgerTaken(entries=entries, **self._progress.place))
         return "the backward pass was measured"
 
-    def _rewind(self, *, back: bool) -> str:
-        """Undo (`back`) or redo. Returns what was done, as text for the user.
+    def _rewind(self, *, back: bool, highest_loss: float = math.inf) -> str:
+        """Undo (`back`) or redo. Returns what was done, as text for the user. `highest_loss` is that of a good state.
 
         Raises `ValueError` with the reason if it cannot be done.
         """
@@ -249,7 +254,7 @@ class CommandHandler:
         if undo_stack is None:
             raise ValueError("nothing to undo: this run keeps no snapshots")
         if back:
-            move = undo_stack.undo(progress.segment, progress.step, broken=progress.broken)
+            move = undo_stack.undo(progress.segment, progress.step, broken=progress.broken, highest_loss=highest_loss)
         else:
             move = undo_stack.redo()
         what = f"{'undone' if back else 'redone'}: {move.what}"
@@ -267,7 +272,10 @@ class CommandHandler:
         self._steering.after_restore()
         old_segment, old_step, snapshot = progress.segment, progress.step, move.snapshot
         # A user loop keeps its own step count.
-        progress.rewind(snapshot.step if self._is_scenario else progress.step)
+        parent = snapshot.segment, snapshot.step
+        progress.rewind(snapshot.step if self._is_scenario else progress.step, parent=parent)
+        if self.disk is not None:
+            self.disk.drop_abandoned()
         progress.emit(
             Rewound(
                 from_segment=old_segment,
@@ -284,6 +292,25 @@ class CommandHandler:
         )
         self._layers.report()
         return what
+
+    def roll_back(self, highest_loss: float = math.inf) -> bool:
+        """Go back to the last good state, as an undo does, and halve the learning rate. Returns False if there is
+        nothing to go back to.
+
+        The new rate is half of the lower one of the rates before and after the undo: so it falls further if the run
+        returns to the same state again. The loss of the good state is at most `highest_loss`.
+        """
+        progress, rate = self._progress, self._steering.rate
+        before, progress.broken = rate.multiplier, True
+        try:
+            self._rewind(back=True, highest_loss=highest_loss)
+        except ValueError:
+            return False
+        finally:
+            progress.broken = False
+        turn = TurnKnob(knob="lr", value=f"*{0.5 * min(1.0, before / rate.multiplier)!r}")
+        self.carry_out(QueuedCommand(ClientRequest(client=0, request=0, source="rollback", command=turn)))
+        return True
 
     def _test_rates(self, client: int) -> str:
         """Run a range test. Returns its result as text for the user.

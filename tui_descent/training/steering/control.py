@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, RunRangeTest, TurnKnob
 from tui_descent.protocol.events import KnobTurned, Noted, NotFinite, State, Status
+from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.lens_probe import LensProbe
 from tui_descent.training.probes.task_probe import TaskProbe
@@ -17,10 +18,13 @@ from tui_descent.training.progress import Progress
 from tui_descent.training.run_description import OUR_NOTE, describe
 from tui_descent.training.steering.command_handler import CommandHandler, Evaluation
 from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
+from tui_descent.training.steering.knobs.context import RECENT_LOSSES
 from tui_descent.training.steering.pace import PaceTimer, RunMode
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
-from tui_descent.training.stop_run import StopRun
+from tui_descent.training.stop_run import COMMAND_KILLED, StopRun
+from tui_descent.training.undo.disk_snapshots import DiskSnapshots
+from tui_descent.training.undo.resumption import Resumption
 from tui_descent.training.undo.undo_stack import UndoStack
 from tui_descent.training.watch.fault import Fault
 from tui_descent.training.watch.layer_list import LayerList
@@ -29,14 +33,15 @@ from tui_descent.training.watch.results import Results
 # At a non-finite loss or gradient: hold the run, end it, or only report it.
 OnFault = Literal["hold", "end", "note"]
 REPORT_FAULT_EVERY = 1000  # steps
+DIVERGED = 10.0  # with --rollback: a mean loss of this many times the first loss
 FAULT_ENDS_AFTER = 50  # after this many finite steps, the next fault counts as a new one
 
 
 class Control:
     """Controls one run between its updates. Everything is done in a fixed order, so a run can be repeated exactly.
 
-    `plan` lists knobs to turn and captions to report, each with the step before which to do so. `explain` finds the
-    cause of a fault.
+    `plan` lists knobs to turn and captions to report, each with the step before which to do so. In a run that was
+    resumed, it also has requests to repeat. `explain` finds the cause of a fault.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class Control:
         results: Results,
         layers: LayerList,
         *,
-        plan: Iterable[tuple[int, TurnKnob | str]] = (),
+        plan: Iterable[tuple[int, TurnKnob | str | ClientRequest]] = (),
         undo_stack: UndoStack | None = None,
         curvature: CurvatureProbe | None = None,
         task: TaskProbe | None = None,
@@ -59,6 +64,11 @@ class Control:
         self._explain = explain
         self.mode = RunMode()
         self.undo_stack, self.on_fault = undo_stack, on_fault
+        self._disk: DiskSnapshots | None = None
+        self._rollback, self._rollbacks = 0 if progress.link is None else progress.link.launch.rollback, 0
+        # The segment and the step of the last update before which everything that was due has been done.
+        self._begun: tuple[int, int] | None = None
+        self._is_begun = False  # whether a run that was resumed had done so before the update that comes now
         self._progress, self._steering, self._results = progress, steering, results
         self._curvature, self._task, self._is_scenario = curvature, task, is_scenario
         self._lens = lens
@@ -76,7 +86,7 @@ class Control:
             evaluation=evaluation,
             is_scenario=is_scenario,
         )
-        commands: list[tuple[int, AnyCommand | str]] = [*plan]
+        commands: list[tuple[int, AnyCommand | str | ClientRequest]] = [*plan]
         if progress.link is not None:  # at the same step, knobs come before range tests
             commands += [(at, RunRangeTest()) for at in progress.link.launch.range_test_at]
         self._plan = sorted(commands, key=lambda entry: entry[0])
@@ -154,10 +164,37 @@ class Control:
         if self.on_fault == "note":
             self._progress.broken = self._progress.broken or fault.weights_finite is False
             return False
+        if self._roll_back(fault.text):
+            return True
         if self.on_fault == "end":
             self._stop("diverged", fault.text)
         self.hold(fault.text, broken=True, dropped=fault.batch_can_be_dropped)
         return True
+
+    def _roll_back(self, why: str, highest_loss: float = math.inf) -> bool:
+        """Go back to the last good state with half of the learning rate, if the user has asked for that. Returns
+        whether that was done.
+        """
+        progress, asked = self._progress, self._rollback
+        if self._rollbacks >= asked or self.undo_stack is None:
+            return False
+        self.undo_stack.state_changed()
+        if not self._handler.roll_back(highest_loss):
+            return False
+        self._rollbacks += 1
+        progress.emit(Noted(step=progress.step, text=f"rollback {self._rollbacks} of {asked}: {why}", level="warning"))
+        return True
+
+    def _check_divergence(self) -> None:
+        """Roll back a run whose loss is finite but has become much higher than the first one."""
+        context = self._steering.context
+        first, losses = context.first_loss, context.losses
+        if self._rollbacks >= self._rollback or first is None or first <= 0 or len(losses) < RECENT_LOSSES:
+            return
+        mean, highest = sum(losses) / len(losses), DIVERGED * first
+        if mean > highest:
+            self.report_all()
+            self._roll_back(f"the loss has risen to {mean:.3g}, from {first:.3g} at the start", highest)
 
     def _report_fault(self, fault: Fault) -> Fault:
         """Report the fault with its cause, after all steps before it. Returns it with the cause."""
@@ -221,26 +258,36 @@ class Control:
             if self.mode.paused or progress.ring.flagged():
                 self._process_commands()
         if self.mode.stop_reason is not None:
+            if self._disk is not None:
+                self._disk.save_now("stopped")
             raise StopRun("stopped", self.mode.stop_reason)
 
     def before_update(self) -> None:
         """Do everything that is due before the next update. Raises `StopRun` if the run has to end."""
-        progress, undo_stack, mode = self._progress, self.undo_stack, self.mode
+        progress, undo_stack, mode, disk = self._progress, self.undo_stack, self.mode, self._disk
         progress.interrupted = False
-        if self.steps_to_plan <= 0 or mode.stop_reason is not None or (undo_stack is not None and undo_stack.due):
+        due = (undo_stack is not None and undo_stack.due) or (disk is not None and disk.due)
+        if self.steps_to_plan <= 0 or mode.stop_reason is not None or due:
             self.report_all()
+        if self._rollback:
+            self._check_divergence()
+        if disk is not None:
+            disk.save_if_due()
         while self.steps_to_plan <= 0:
             _, command = self._plan.pop(0)
             if isinstance(command, str):
                 progress.emit(Noted(step=progress.step, text=command, level="caption"))
                 continue
-            self._handler.carry_out(QueuedCommand(ClientRequest(client=0, request=0, source="plan", command=command)))
+            if not isinstance(command, ClientRequest):
+                command = ClientRequest(client=0, request=0, source="plan", command=command)
+            self._handler.carry_out(QueuedCommand(command))
         if undo_stack is not None and undo_stack.take_periodic(progress.segment, progress.step):
             self._handler.report_snapshot("periodic" if progress.step else "start of the run")
         if progress.link is not None and progress.ring is not None:
             now_s = time.monotonic()
             progress.ring.beat(now_s)
             progress.report_memory()
+            self._keep_connected(progress.link)
             keeper_gone = progress.link.lost and self._is_scenario
             slow = mode.paused or self._steering.pace is not None
             if slow or progress.ring.flagged() or keeper_gone or self._queue.due(now_s):
@@ -250,10 +297,44 @@ class Control:
         progress.rewound = False
         if undo_stack is not None:
             undo_stack.state_changed()
-        self._steering.advance()
+        if not self._is_begun:
+            self._steering.advance()
+        self._begun, self._is_begun = (progress.segment, progress.step), False
         self._read_curvature()
         self._picture_task()
         self._count_pre_activations()
+
+    def save_on_disk(self, disk: DiskSnapshots) -> None:
+        """Save the run in these snapshots from now on."""
+        self._disk = self._handler.disk = disk
+        disk.position = self._position
+
+    def save_at_end(self) -> None:
+        """Save the state after the last update, unless that has been done."""
+        if self._disk is not None:
+            self._disk.save_now("all steps made")
+
+    def resume(self, found: Resumption) -> None:
+        """Go on from a snapshot. Call this before the first update."""
+        self._is_begun = found.begun
+        if self.undo_stack is not None:
+            self.undo_stack.earlier = found.in_force
+
+    def _position(self) -> dict[str, Any]:
+        """Where the run is, for a snapshot on disk."""
+        progress, undo_stack = self._progress, self.undo_stack
+        link = progress.link
+        return {
+            "run": "" if link is None else link.launch.run,
+            **progress.place,
+            "parents": [[segment, *parent] for segment, parent in progress.parents.items()],
+            "interventions": progress.interventions,
+            # Without an undo stack, no intervention can have been undone.
+            "in_force": list(range(1, progress.interventions + 1) if undo_stack is None else undo_stack.in_force),
+            "goal": None if math.isinf(self.mode.goal) else int(self.mode.goal),
+            "begun": self._begun == (progress.segment, progress.step) or self._is_begun,
+            "elapsed_s": time.perf_counter() - progress.start_s,
+        }
 
     def hold(self, reason: str, *, broken: bool = False, dropped: bool = False) -> None:
         """Hold the run until a command continues or ends it. With `broken`, an undo returns to the last good snapshot.
@@ -299,6 +380,8 @@ class Control:
         `error` is the exception raised by the loop. If the loop has raised nothing, a fault that is found only now may
         still end the run. So may `fault`, a gradient fault at a step for which `Watch.step` was not called.
         """
+        if self._disk is not None:
+            self._disk.wait()
         if error is not None:
             if fault is not None:
                 self._report_fault(fault)
@@ -332,6 +415,8 @@ class Control:
         """Raise `StopRun`. Before that, tell the keeper that the user's loop is stopping, because a framework may catch
         `StopRun` and save for a long time.
         """
+        if status == "stopped" and self._disk is not None:
+            self._disk.save_now("stopped")
         self.stopped_by = StopRun(status, reason)
         if not self._is_scenario:
             self._progress.set_state("stopping", reason)
@@ -350,7 +435,7 @@ class Control:
                 start_s = time.perf_counter()
                 self._handler.carry_out(queued)
                 self._queue.add_cost(queued, time.perf_counter() - start_s)
-            if link.lost:
+            if link.lost and not self._keep_connected(link):
                 if self._is_scenario:
                     self._stop("stopped", "the keeper has exited")
                 mode.paused = False
@@ -373,6 +458,12 @@ class Control:
             if paused_as[0] == "waiting" and not progress.rewound:  # it has made all its steps
                 self._stop("finished", "")
             self._stop("stopped", mode.stop_reason)
+
+    def _keep_connected(self, link: KeeperLink) -> bool:
+        """Replace a keeper that has died. Returns whether the connection works."""
+        if link.keep_connected() and self._is_scenario and not link.launch.attended:
+            self.mode.stop_reason = self.mode.stop_reason or COMMAND_KILLED  # the keeper was the command itself
+        return not link.lost
 
     def _read_curvature(self, *, paused: bool = False) -> None:
         """Measure the curvature if this is due. While paused or paced, the time is not charged to the budget."""

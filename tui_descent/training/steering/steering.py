@@ -329,7 +329,13 @@ class Steering:
         if observer is None:
             return
         seen = self.context.observation = observer.finish()
-        self.context.user_blocks = {name: surgery.UserBlock(module) for name, module in seen.blocks.items()}
+        # Blocks that a resumption has given a skip. The observed pass has taken this skip for the net's own.
+        restored = self.context.user_blocks
+        seen.own_skips -= restored.keys()
+        self.context.user_blocks = {
+            **{name: surgery.UserBlock(module) for name, module in seen.blocks.items()},
+            **restored,
+        }
         others = [(name, reason) for name, reason in seen.reasons.items() if "shape" not in reason]
         if not seen.reasons:
             self.context.no_blocks_reason = "the net has no Sequential or ModuleList"

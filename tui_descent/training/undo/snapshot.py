@@ -52,6 +52,12 @@ class Snapshot:
         weights = (saved[0] for state in states for obj, saved in state if isinstance(obj, nn.Parameter))
         return all(weight is None or all_finite(weight) for weight in weights)
 
+    @property
+    def loss(self) -> float | None:
+        """The mean of the last losses before the snapshot; None if there were none."""
+        losses = [loss for _, state in self.parts if isinstance(state, dict) for loss in state.get("losses", ())]
+        return sum(losses) / len(losses) if losses else None
+
     def _load_user_state(self) -> None:
         """Load user state before everything else, because a user's code may raise. If it does, undo the loads made so
         far.

@@ -6,6 +6,7 @@ It decides which snapshot an undo goes back to. `command_handler.py` then restor
 from __future__ import annotations
 
 import functools
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -68,6 +69,7 @@ class UndoStack:
     user_state: tuple[HoldsState, ...] = ()
     budget_asked: int | None = None
     with_random_state: bool = True
+    earlier: tuple[int, ...] = ()  # interventions in effect from before the run was resumed: they cannot be undone
     _done: list[UndoEntry] = field(default_factory=list)  # in effect, oldest first
     _undone: list[UndoEntry] = field(default_factory=list)  # can be redone, the last one first
     _periodic: list[Snapshot] = field(default_factory=list)
@@ -92,8 +94,8 @@ class UndoStack:
 
     @property
     def in_force(self) -> tuple[int, ...]:
-        """The ids of the interventions that are in effect and can be undone, oldest first."""
-        return tuple(entry.id for entry in self._done)
+        """The ids of the interventions that are in effect, oldest first."""
+        return (*self.earlier, *(entry.id for entry in self._done))
 
     @property
     def due(self) -> bool:
@@ -157,17 +159,20 @@ class UndoStack:
         """Call this after a change: the state no longer equals the snapshot that was restored last."""
         self._current = None
 
-    def undo(self, segment: int, step: int, *, broken: bool) -> Rewind:
+    def undo(self, segment: int, step: int, *, broken: bool, highest_loss: float = math.inf) -> Rewind:
         """Plan the undo of the last intervention in effect. The caller carries it out.
 
         `broken` means that the loss or a gradient is not finite. With `broken`, the undo goes back to the last good
-        snapshot if that is newer than the intervention. Raises `ValueError` if there is nothing to undo.
+        snapshot if that is newer than the intervention; its loss is at most `highest_loss`. Raises `ValueError` if
+        there is nothing to undo.
         """
         last = self._done[-1] if self._done else None
-        good = self.last_good() if broken else None
+        good = self.last_good(highest_loss) if broken else None
         if good is not None and (last is None or (good is not last.before and good.step >= last.step)):
             return self._rewind_to(good, f"the steps since step {good.step:,}", back=True)
         if last is None:
+            if self.earlier:
+                raise ValueError("nothing to undo: the interventions were made before the run was resumed")
             raise ValueError("nothing to undo: no intervention is in effect")
         if last.before is None:
             self._undone.append(self._done.pop())
@@ -201,10 +206,11 @@ class UndoStack:
             rewind.entry.after = rewind.snapshot
             self._undone.append(self._done.pop())
 
-    def last_good(self) -> Snapshot | None:
-        """The newest snapshot whose weights are finite."""
+    def last_good(self, highest_loss: float = math.inf) -> Snapshot | None:
+        """The newest snapshot with finite weights, taken when the loss was at most `highest_loss`."""
         snapshots = [*self._periodic, *(entry.before for entry in self._done if entry.before is not None)]
-        return next((s for s in sorted(snapshots, key=lambda s: -s.step) if s.has_finite_weights()), None)
+        calm = (s for s in sorted(snapshots, key=lambda s: -s.step) if s.loss is None or not s.loss > highest_loss)
+        return next((s for s in calm if s.has_finite_weights()), None)
 
     def close(self) -> None:
         """Free all snapshots at the end of the run."""

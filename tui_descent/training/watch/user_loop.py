@@ -89,8 +89,8 @@ def watch(
     error of ours reaches the loop: a part that fails is switched off, and a note says so. Only `StopRun` does, which
     ends the run. If no keeper can be started, a message says so and the loop trains unwatched.
     """
-    as_one_net(model), steered_optimizers(optimizer)  # raise now, before a keeper is started
-    restored = user_holders(state or {})
+    # These raise now, before a keeper is started.
+    as_one_net(model), steered_optimizers(optimizer), user_holders(state or {})
     link = KeeperLink.inherited()
     if link is None and _shown.exists:
         _shown.warn_second()
@@ -107,7 +107,7 @@ def watch(
         name=name,
         sampler=Sampler(every=watch_every, budget=DEFAULT_BUDGET if watch_budget is None else watch_budget),
         on_fault="hold" if launch is not None and launch.attended else "end" if under_exec else "note",
-        state=restored,
+        state=state or {},
     )
     if under_exec:
         _shown.set(run)

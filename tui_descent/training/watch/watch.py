@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -28,7 +28,7 @@ from tui_descent.instruments.forward_order import ForwardOrder
 from tui_descent.instruments.same_batch import ReplayableBatch, SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.channel import ChannelError
-from tui_descent.protocol.commands import TurnKnob
+from tui_descent.protocol.commands import ClientRequest, TurnKnob
 from tui_descent.protocol.events import EndReached, Noted, RunEnded, RunStarted, Status
 from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
@@ -41,8 +41,10 @@ from tui_descent.training.steering.command_handler import Evaluation
 from tui_descent.training.steering.control import Control, OnFault
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.stop_run import StopRun, outcome
+from tui_descent.training.undo.resumption import Resumption
 from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.undo_stack import UndoStack
+from tui_descent.training.undo.user_state import user_holders
 from tui_descent.training.watch.arguments import listed, steered_optimizers
 from tui_descent.training.watch.fault import Fault
 from tui_descent.training.watch.fault_search import FaultSearch
@@ -53,6 +55,7 @@ from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
 from tui_descent.training.watch.rate_report import RateReport
 from tui_descent.training.watch.results import Results
+from tui_descent.training.watch.resuming import Resuming
 from tui_descent.training.watch.step_timer import StepTimer
 from tui_descent.training.watch.wiring import Wiring
 
@@ -68,7 +71,7 @@ class Watch:
     report, each with its step. `replay` repeats the passes of the current batch, for the instruments that need this.
     `about` is the `RunStarted` event of a scenario run; a user loop has none. In a scenario run (`is_scenario`) a
     dropped update does not count as a step. An undo restores the objects in `state` in addition to the model and the
-    optimizer.
+    optimizer; a user loop passes them by name.
     """
 
     def __init__(
@@ -81,21 +84,20 @@ class Watch:
         sampler: Sampler | None = None,
         on_fault: OnFault = "note",
         steering: Steering | None = None,
-        plan: Iterable[tuple[int, TurnKnob | str]] = (),
+        plan: Iterable[tuple[int, TurnKnob | str | ClientRequest]] = (),
         about: RunStarted | None = None,
         evaluate: Evaluation | None = None,
         replay: ReplayableBatch | None = None,
         curvature: CurvatureProbe | None = None,
         task: TaskProbe | None = None,
         is_scenario: bool = False,
-        state: Iterable[HoldsState] = (),
+        state: Mapping[str, object] | Iterable[HoldsState] = (),
     ) -> None:
         self.model = model = as_one_net(model)
         self.outcome: tuple[Status, str] | None = None
         self.name, self._about, self._is_scenario = name, about, is_scenario
-        self._sampler = sampler = sampler or Sampler()
+        self._sampler, self.progress = (sampler := sampler or Sampler()), (progress := Progress(link))
         self.steering = steering = steering or Steering(model, steered_optimizers(optimizer))
-        self.progress = progress = Progress(link)
         self.failures = Failures(self._report_failure)
         self._guard = guard = NanGuard(model)
         losses, stops = losses_of(model), on_fault != "note"
@@ -112,7 +114,7 @@ class Watch:
             results,
             layers,
             plan=plan,
-            undo_stack=_undo_stack(link, steering, tuple(state), is_scenario=is_scenario),
+            undo_stack=_undo_stack(link, steering, state, is_scenario=is_scenario),
             curvature=curvature,
             task=task,
             lens=self._lens,
@@ -124,9 +126,10 @@ class Watch:
         same_batch = None if replay is None else SameBatch(model, replay)
         parts = progress, steering, self.control, results, layers, guard, sampler, search, same_batch, self._begin
         self._hooks = OptimizerHooks(*parts, self.failures, tuple(listed(optimizer).values()), is_scenario, wiring)
-        self._misuse, self._gave_up, self._entered = Misuse(model, progress), False, False
-        self._rates, self._timer = RateReport(steering, progress), StepTimer(sampler, progress, steering)
-        self._start_s = self._fast_until_s = time.perf_counter()
+        self._resuming = Resuming(progress, self.control, steering, state if isinstance(state, Mapping) else {})
+        self._misuse, self._rates = Misuse(model, progress), RateReport(steering, progress)
+        self._timer = StepTimer(sampler, progress, steering)
+        self._gave_up, self._entered, self._fast_until_s = False, False, 0.0
         self._first_loss: Tensor | float | None = None  # the loss of a step before the run: see `_enter_late`
         steering.attach(self._hooks.follow, self._hooks.muted)
         if curvature is not None:
@@ -171,7 +174,7 @@ class Watch:
         except BaseException:
             self._detach()
             raise
-        self._start_s = time.perf_counter()
+        self.progress.start_s = time.perf_counter() - self._resuming.elapsed_s
         self._timer.restart()
         return self
 
@@ -187,6 +190,8 @@ class Watch:
             if self._first_loss is not None:
                 self._begin()
             fault = self._hooks.take_fault()  # the fault of an update that no `step` followed
+            if error is None and not self._is_scenario:
+                self.control.save_at_end()
             ended_by = self.control.finish(error, self._with_loss(fault, None) if fault is not None else None)
         except Exception as own_error:
             if self._is_scenario:
@@ -253,7 +258,7 @@ class Watch:
             # A fast step is only recorded. A fault that is found here ends the series of fast steps.
             hooks.updates = 0
             progress.fast_steps -= 1
-            now_s = start_s - self._start_s
+            now_s = start_s - progress.start_s
             reported = self._results.report_fast(loss, now_s, hooks.rate)
             if not reported:
                 self._results.add_step(loss, now_s, hooks.rate, made=True)
@@ -288,7 +293,7 @@ class Watch:
             return True
         results, control, steering = self._results, self.control, self.steering
         updates, dropped = self._hooks.take_updates()
-        made, now_s = updates > 0, start_s - self._start_s
+        made, now_s = updates > 0, start_s - self.progress.start_s
         if not self._is_scenario:
             if self._layers.net is None and not self._order.names and not updates and self._first_loss is None:
                 # The run was entered between an update and its `step`, as in a callback. No forward pass was seen yet.
@@ -408,6 +413,25 @@ class Watch:
         except Exception:  # noqa: BLE001 - see `_give_up`
             return
 
+    def save_on_disk(self, resumed: Resumption | None) -> None:
+        """Save a scenario run on disk from now on. `resumed` says where it goes on if it was resumed; its state has
+        been restored already.
+        """
+        self._resuming.begin_scenario(resumed)
+
+    def resume(self) -> int:
+        """Save this run on disk from now on; if it is to be resumed, restore the newest snapshot that fits.
+
+        Returns the step to go on from, 0 for a new run:
+
+            for step in range(run.resume(), steps):
+
+        Call it before the first step. Net, optimizer, random numbers, the knobs' settings and what was passed as
+        `state=` are restored. The order of the data and the script's own variables are not. Raises `ValueError` if
+        there are snapshots, but none fits the net or the optimizer.
+        """
+        return self.next_step if self._is_scenario else self._resuming.begin_user_loop()
+
     def log(self, name: str, value: Tensor | float) -> None:
         """Report a metric that the user's loop has computed. It is shown at the number of the next step.
 
@@ -450,6 +474,7 @@ class Watch:
                 self.name, self.model, *(one.optimizer for one in self.steering.optimizers)
             )
             progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
+            self._resuming.report()
             progress.set_state("running")
             self._rates.report()
         if self._first_loss is not None:
@@ -485,9 +510,14 @@ class Watch:
 
 
 def _undo_stack(
-    link: KeeperLink | None, steering: Steering, state: tuple[HoldsState, ...], *, is_scenario: bool
+    link: KeeperLink | None,
+    steering: Steering,
+    state: Mapping[str, object] | Iterable[HoldsState],
+    *,
+    is_scenario: bool,
 ) -> UndoStack | None:
     """The run's undo stack; None for a headless run, in which usually nobody asks for an undo."""
     if link is None or not link.launch.keeps_undo:
         return None
-    return UndoStack(steering.context, state, link.launch.undo_budget, is_scenario)
+    holders = user_holders(state) if isinstance(state, Mapping) else state
+    return UndoStack(steering.context, tuple(holders), link.launch.undo_budget, is_scenario)

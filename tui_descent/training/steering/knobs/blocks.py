@@ -42,6 +42,8 @@ class ActivationKnob(Knob):
         """Not available if the net has no hidden activation modules, for example because it only calls functions."""
         if self._paths():
             return None
+        if (reason := self._context.no_net) is not None:
+            return reason
         if left := self.leaves_alone():
             name, reason = next(iter(left.items()))
             return f"none may change; {name[-20:]}: {reason.partition(' (')[0]}"
@@ -156,7 +158,7 @@ class ResidualKnob(Knob):
 
     def unavailable(self) -> str | None:
         """Not available if the net has no blocks. In a compiled net none can be found."""
-        return None if self._blocks() else self._context.no_blocks_reason
+        return None if self._blocks() else self._context.no_net or self._context.no_blocks_reason
 
     def acts_on(self) -> tuple[str, ...]:
         """The blocks of a user's net that can get a skip."""
@@ -274,7 +276,7 @@ class NormKnob(Knob):
         """Not available for a user's net, because only the blocks of built-in nets have a place for a norm layer."""
         if self._context.blocks:
             return None
-        return "only built-in nets have a place for new norm layers"
+        return self._context.no_net or "only built-in nets have a place for new norm layers"
 
     def is_set(self, turn: TurnKnob) -> bool:
         """Whether all targets have this norm layer in this place. False if the command also gives a way, which asks for

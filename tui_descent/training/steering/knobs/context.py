@@ -18,17 +18,21 @@ from tui_descent.scenario.knobs import KNOBS
 from tui_descent.training.optim.parameter_groups import replace_parameters
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.setup.nets.block import Block
+from tui_descent.training.setup.nets.surface import Surface
+from tui_descent.training.setup.nets.two_layer import TwoLayerNet
 from tui_descent.training.steering import surgery
 from tui_descent.training.steering.knobs.learning_rate import RateMultiplier
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.torch_state import TorchState
 
+NO_LAYERS = "a test surface has no layers, only one point that moves"
+NO_BLOCKS = "this net has no blocks, only two matrices"
 RECENT_LOSSES = 10  # their mean is the current loss
 # Fields that an undo restores by assignment. The pace is not one of them, because it does not affect training. The
 # version is not either, because it must only ever increase: this is how objects built for an earlier version notice
 # that the net has changed.
-_RESTORED_FIELDS = ("init", "step", "last_kick", "first_loss")
+RESTORED_FIELDS = ("init", "step", "last_kick", "first_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +137,16 @@ class KnobContext:
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_LOSSES))
 
     @property
+    def no_layers(self) -> str | None:
+        """Why no layer can be changed; None if the run has layers."""
+        return NO_LAYERS if isinstance(self.model, Surface) else None
+
+    @property
+    def no_net(self) -> str | None:
+        """Why nothing can be added to the net or replaced in it; None if its layers have to be looked at to tell."""
+        return NO_BLOCKS if isinstance(self.model, TwoLayerNet) else self.no_layers
+
+    @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer; the first one if there are several."""
         return self.optimizers[0].optimizer
@@ -162,7 +176,7 @@ class KnobContext:
     def state(self) -> dict[str, Any]:
         """The knobs' settings and the transitions in progress."""
         return {
-            "fields": {name: getattr(self, name) for name in _RESTORED_FIELDS},
+            "fields": {name: getattr(self, name) for name in RESTORED_FIELDS},
             "optimizers": [one.state() for one in self.optimizers],
             "skips": [(block, block.skip) for block in self.user_blocks.values()],
             "transitions": [(key, change, change.state()) for key, change in self.transitions.items()],

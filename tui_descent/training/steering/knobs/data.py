@@ -23,7 +23,9 @@ class BatchSizeKnob(Knob):
             return unavailable_in_user_loop("it draws its own batches")
         batches = self._batches()
         if batches is None:
-            return "a surface has no data, so no batches"
+            return (
+                "a surface has no data, so no batches" if self._context.no_layers else "every step uses all of its data"
+            )
         return f"every batch holds all {batches.size} samples (full = true)" if batches.full else None
 
     def is_set(self, turn: TurnKnob) -> bool:

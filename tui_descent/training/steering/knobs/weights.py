@@ -24,8 +24,6 @@ from tui_descent.training.steering.knobs.context import (
     unavailable_in_user_loop,
 )
 
-_NO_LAYERS = "a test surface has no layers, only one point that moves"
-
 
 def _optimized_parameters(context: KnobContext) -> dict[str, nn.Parameter]:
     """The parameters that the optimizer holds, by name."""
@@ -42,7 +40,7 @@ class InitKnob(Knob):
 
     def unavailable(self) -> str | None:
         """Not available for a surface, whose point is not a weight matrix."""
-        return _NO_LAYERS if isinstance(self._context.model, Surface) else None
+        return self._context.no_layers
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Draw new weights, and drop the optimizer state of the old ones."""
@@ -66,7 +64,7 @@ class FreezeKnob(Knob):
 
     def unavailable(self) -> str | None:
         """Not available for a surface, which has no layers."""
-        return _NO_LAYERS if isinstance(self._context.model, Surface) else None
+        return self._context.no_layers
 
     def is_set(self, turn: TurnKnob) -> bool:
         """Whether the layer or the whole net is already frozen, or already trained."""
@@ -165,6 +163,8 @@ class DropoutKnob(Knob):
 
     def unavailable(self) -> str | None:
         """Not available for a user's net without `nn.Dropout`: only built-in blocks can get one."""
+        if (reason := self._context.no_net) is not None:
+            return reason
         if any(isinstance(m, Block | _DropoutNd) for m in self._context.model.modules()):
             return None
         return f"{type(self._context.model).__name__} has no nn.Dropout"

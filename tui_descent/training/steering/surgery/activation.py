@@ -41,14 +41,20 @@ def swap_activation(block: Block, new: nn.Module, *, steps: int) -> Transition:
     old = block.activation
     if not isinstance(old, nn.Module):
         raise ValueError(f"a block of {block.kind} has no activation")
-    blend = _blend(old, new)
-    block.activation = blend
+    block.activation = _blend(old, new)
+    return continue_activation(block, steps=steps)
+
+
+def continue_activation(block: Block, *, steps: int) -> Transition:
+    """The transition of a block whose activation is a blend already."""
+    blend = block.activation
+    assert isinstance(blend, Blend)
 
     def set_(t: float) -> None:
         blend.t = t
 
     def done() -> None:
-        block.activation = new
+        block.activation = blend.new
 
     return Transition(steps, set_, done)
 
@@ -59,15 +65,21 @@ def swap_module(model: nn.Module, path: str, new: nn.Module, *, steps: int) -> T
     Raises `ValueError` in the same cases as `replace_module`.
     """
     old = module_at(model, path)
-    blend = _blend(old, new)
-    replace_module(model, path, blend)
+    replace_module(model, path, _blend(old, new))
+    return continue_module(model, path, steps=steps)
+
+
+def continue_module(model: nn.Module, path: str, *, steps: int) -> Transition:
+    """The transition of an activation at `path` in a user's net that is a blend already."""
+    blend = module_at(model, path)
+    assert isinstance(blend, Blend)
 
     def set_(t: float) -> None:
         blend.t = t
 
     def done() -> None:
         if module_at(model, path) is blend:
-            replace_module(model, path, new)
+            replace_module(model, path, blend.new)
 
     return Transition(steps, set_, done)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
@@ -57,13 +57,20 @@ def open_skip(block: HasSkip, scale: float, *, steps: int, way: Way = "ramp") ->
     skip = block.skip if block.skip is not None else Skip(1.0, gate=0.0)
     block.skip = skip
     end = (math.sqrt(0.5), math.sqrt(0.5)) if way == "rotation" else (1.0, scale)
-    return _move(block, skip, end, steps=steps, way=way, remove=False)
+    return _move(block, skip, _position(skip), end, steps=steps, way=way, remove=False)
 
 
 def close_skip(block: HasSkip, *, steps: int, way: Way = "ramp") -> Transition:
     """Start a transition that closes a skip. At the end the block's output is f(x), and its skip is removed."""
     assert block.skip is not None
-    return _move(block, block.skip, (0.0, 1.0), steps=steps, way=way, remove=True)
+    return _move(block, block.skip, _position(block.skip), (0.0, 1.0), steps=steps, way=way, remove=True)
+
+
+def continue_skip(block: HasSkip, terms: dict[str, Any], *, steps: int) -> Transition:
+    """The transition of a skip that is partly open already, from the `terms` of the transition that began it."""
+    assert block.skip is not None
+    start, end = tuple(terms["start"]), tuple(terms["end"])
+    return _move(block, block.skip, start, end, steps=steps, way=terms["way"], remove=terms["remove"])
 
 
 def is_learnt(block: HasSkip) -> bool:
@@ -91,10 +98,22 @@ def fix_branches(model: nn.Module, blocks: Iterable[Block]) -> ParameterChanges:
     return parameter_changes(model, before)
 
 
-def _move(block: HasSkip, skip: Skip, end: tuple[float, float], *, steps: int, way: Way, remove: bool) -> Transition:
-    """A transition from the current (gate, branch) to `end`: linear, or in polar coordinates for a rotation."""
+def _position(skip: Skip) -> tuple[float, float]:
     assert isinstance(skip.branch, float)
-    start = (skip.gate, skip.branch)
+    return skip.gate, skip.branch
+
+
+def _move(
+    block: HasSkip,
+    skip: Skip,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    *,
+    steps: int,
+    way: Way,
+    remove: bool,
+) -> Transition:
+    """A transition of (gate, branch) from `start` to `end`: linear, or in polar coordinates for a rotation."""
 
     def set_(t: float) -> None:
         if t in (0.0, 1.0):
@@ -110,7 +129,7 @@ def _move(block: HasSkip, skip: Skip, end: tuple[float, float], *, steps: int, w
         if remove:
             block.skip = None
 
-    return Transition(steps, set_, done)
+    return Transition(steps, set_, done, terms={"start": start, "end": end, "way": way, "remove": remove})
 
 
 def _lerp(a: float, b: float, t: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -23,11 +24,20 @@ class Transition:
 
     `advance` is called before each forward pass. It calls `set_(t)`, with t from 1/steps to 1, and finally `done()`.
     Both functions change only attributes of modules and skips, which a snapshot saves with the model. So the only state
-    of the transition itself is `steps_done`.
+    of the transition itself is `steps_done`. `terms` are plain values, from which another process can make the same
+    transition for a net in the same state.
     """
 
-    def __init__(self, steps: int, set_: Callable[[float], None], done: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        steps: int,
+        set_: Callable[[float], None],
+        done: Callable[[], None],
+        *,
+        terms: dict[str, Any] | None = None,
+    ) -> None:
         self.steps, self.steps_done = steps, 0
+        self.terms = terms or {}
         self._set, self._done = set_, done
 
     def state(self) -> int:
