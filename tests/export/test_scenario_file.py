@@ -135,6 +135,15 @@ def test_schedule_is_not_stretched() -> None:
         assert file.notes == (() if goes_on else (said,))
 
 
+def test_schedule_that_starts_after_the_planned_end_is_not_stretched() -> None:
+    turns = [turned(20, "constant", "cosine", knob="schedule", value="cosine")]
+    file = scenario_file(small("run.steps=10"), turns, run="r", steps=30)
+    assert from_text(file.text, source="t").run.steps == 10
+    assert len(file.notes) == 1
+    constant = [turned(20, "cosine", "constant", knob="schedule", value="constant")]
+    assert scenario_file(small("run.steps=10"), constant, run="r", steps=30).notes == ()
+
+
 def test_lengths_of_a_shortened_run_are_cut() -> None:
     scenario = small("run.steps=10", more='[schedule]\nname = "wsd"\nwarmup = 40\ndecay = 20')
     run = make_run(scenario)
