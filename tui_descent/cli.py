@@ -753,6 +753,8 @@ def _attach(args: argparse.Namespace) -> int:
         read_only=args.read_only,
         come_back=lambda: live_runs.come_back(launch),
     )
+    if not left.run_goes_on:
+        live_runs.await_end(launch)
     return _follow(left, launch, args.runs_dir)
 
 
@@ -785,15 +787,16 @@ def _with_live_run(args: argparse.Namespace, act: Callable[[Launch], int]) -> in
 
 
 def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes]) -> None:
-    """Wait for a keeper that ends its run. After this no process is left behind."""
+    """Wait for a keeper that ends its run. After this no process is left behind, unless the keeper hangs."""
     from subprocess import TimeoutExpired
 
-    from tui_descent.protocol.launch import LOG_FILE
+    from tui_descent import live_runs
 
     if keeper.poll() is None:
         keeper.send_signal(signal.SIGCONT)  # it may have been suspended
     try:
         keeper.wait(WITHIN_S)
+        live_runs.await_end(launch)  # another keeper may have replaced it
         return
     except TimeoutExpired:
         keeper.terminate()
@@ -801,10 +804,8 @@ def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes]) -> None:
         keeper.wait(2)
     except TimeoutExpired:
         keeper.kill()
-        then = "the script goes on unwatched" if launch.command is not None else "its trainer ends by itself"
-        output.say(f"tui-descent: the run's keeper did not respond; it was killed; {then}")
-        if launch.command is not None:
-            output.say(f"tui-descent: the script's output is in {launch.path / LOG_FILE}")
+        output.say("tui-descent: the run's keeper did not respond; it was killed")
+        output.say(f"tui-descent: if the run goes on, end it with: tui-descent stop {launch.run}")
 
 
 def _not_started(launch: Launch, why: str) -> int:

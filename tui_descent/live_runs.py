@@ -103,11 +103,16 @@ def stop(launch: Launch, *, kill: bool) -> int:
         if client.history.ended is None:
             client.wait(lambda message: isinstance(message, RunEnded), progress.tick)
         progress.clear()
+    await_end(launch)
+    print_summary(client.history)
+    return 0
+
+
+def await_end(launch: Launch) -> None:
+    """Wait until the keeper of a run that has ended has written the record's end and exited."""
     end_s = time.monotonic() + ENDS_WITHIN_S
     while has_keeper(launch.path) and time.monotonic() < end_s:
         time.sleep(0.02)
-    print_summary(client.history)
-    return 0
 
 
 class _Progress:

@@ -58,6 +58,7 @@ class FakeKeeper:
         self.replies, self.heartbeat = replies, heartbeat
         self.reject: str | None = None
         self.received: list[AnyCommand] = []
+        self.read_only: list[bool] = []  # what each viewer has said in its Hello
         self._writers: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server | None = None
         for event in before:
@@ -108,8 +109,9 @@ class FakeKeeper:
                 for body in frames.feed(data):
                     message = codec.decode(codec.from_viewer, body)
                     if isinstance(message, Hello):
+                        self.read_only.append(message.read_only)
                         self._greet(writer)
-                    else:
+                    elif isinstance(message, Request):
                         self._answer(message)
         except ConnectionError:
             pass

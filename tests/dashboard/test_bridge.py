@@ -15,8 +15,8 @@ from fake_run import CLIENT, FakeKeeper
 from tui_descent.dashboard import bridge as module
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.protocol import codec
-from tui_descent.protocol.commands import Mark, TurnKnob
-from tui_descent.protocol.events import Refused
+from tui_descent.protocol.commands import Mark, ResizeTerminal, Stop, TurnKnob, WatchCurvature
+from tui_descent.protocol.events import Refused, RunEnded
 
 
 async def wait_until(condition: object) -> None:
@@ -106,3 +106,59 @@ async def test_a_missing_keeper_is_reported(monkeypatch: pytest.MonkeyPatch, tmp
     assert "no run at" in bridge.trouble
     assert bridge.send(Mark()) is None
     assert bridge.exchange.refusal
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_bridge_connects_again_to_the_keeper_that_replaces_a_dead_one(answered: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="d") as folder:
+        socket = Path(folder) / "s"
+        async with FakeKeeper(socket, before=vanishing(10), replies=answered) as keeper:  # type: ignore[arg-type]
+            bridge = Bridge(socket, run_lives=lambda: True)
+            task = asyncio.create_task(bridge.run())
+            await wait_until(lambda: bridge.history.steps == 10)
+            request = bridge.send(Mark())
+            assert request is not None
+            await wait_until(lambda: bridge.awaits_reply(request) != answered)
+        socket.unlink(missing_ok=True)
+        await wait_until(lambda: bridge.reconnecting)
+        assert (bridge.connected, bridge.trouble, bridge.unavailable) == (False, "", module.RECONNECTING)
+        assert bridge.send(Mark()) is None
+        assert not bridge.awaits_reply(request)
+        async with FakeKeeper(socket, before=vanishing(30)) as keeper:  # type: ignore[arg-type]
+            await wait_until(lambda: bridge.history.steps == 30)
+            assert (bridge.connected, bridge.reconnecting, bridge.lost_connections) == (True, False, 1)
+            assert bridge.send(Mark()) is not None
+            keeper.publish(RunEnded(status="finished", step=30))
+            await wait_until(lambda: not bridge.history.live)
+        await task
+        assert not bridge.reconnecting
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_a_bridge_gives_up_if_no_keeper_comes(lives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RECONNECT_WITHIN_S", 0.2)
+    with tempfile.TemporaryDirectory(prefix="d") as folder:
+        socket = Path(folder) / "s"
+        async with FakeKeeper(socket, before=vanishing(10)) as keeper:  # type: ignore[arg-type]
+            bridge = Bridge(socket, run_lives=lambda: lives)
+            task = asyncio.create_task(bridge.run())
+            await wait_until(lambda: keeper.has_viewer)
+        await task
+        assert (bridge.connected, bridge.reconnecting) == (False, False)
+        assert bridge.trouble == "the keeper closed the connection"
+
+
+async def test_a_read_only_bridge_asks_for_readings_but_changes_nothing() -> None:
+    with tempfile.TemporaryDirectory(prefix="d") as folder:
+        socket = Path(folder) / "s"
+        async with FakeKeeper(socket, before=vanishing(10)) as keeper:  # type: ignore[arg-type]
+            bridge = Bridge(socket, read_only=True)
+            task = asyncio.create_task(bridge.run())
+            await wait_until(lambda: bridge.history.steps == 10)
+            for command in (TurnKnob(knob="lr", value="1"), Stop(), ResizeTerminal(columns=9, rows=9)):
+                assert bridge.send(command) is None
+            assert bridge.exchange.refusal == module.READ_ONLY
+            assert bridge.send(WatchCurvature(on=True)) is not None
+            await wait_until(lambda: keeper.received == [WatchCurvature(on=True)])
+            assert keeper.read_only == [True]
+        await task

@@ -125,3 +125,11 @@ async def test_a_keeper_that_has_exited_is_noticed_without_waiting(tmp_path: Pat
     async with open_dashboard((80, 24), keeper_gone=lambda: True) as dashboard:
         await dashboard.keeper.close()
         await dashboard.shows("disconnected", "the run's keeper has ended unexpectedly")
+
+
+async def test_a_lost_connection_is_shown_while_the_run_lives() -> None:
+    async with open_dashboard((80, 24), LOOP, run_lives=lambda: True) as dashboard:
+        await dashboard.keeper.close()
+        await dashboard.shows("reconnecting…", "the connection to the run's keeper was lost")
+        await dashboard.press("space")
+        await dashboard.shows("reconnecting to the run")

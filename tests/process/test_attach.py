@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import tiny_trainer
-from runs import TUI, WITHIN_S, Live, run, stop_keepers
+from runs import TUI, WITHIN_S, Live, children, run, stop_keepers
 from terminal import Terminal
 
 from tui_descent.run_list import find_run
@@ -81,6 +81,28 @@ def test_a_headless_run_can_be_attached_and_stopped(opened: Open) -> None:
         assert re.match(r"\S+ → λ: stopped · \d+ steps · loss 0.5\n", outcome.stdout)
         code, last = live.end()
         assert (code, last["status"]) == (0, "stopped")
+
+
+@pytest.mark.heavy  # usual: test_bridge.py, and test_replaced_keeper.py without a dashboard
+def test_dashboards_come_back_by_themselves_when_the_keeper_is_replaced(opened: Open) -> None:
+    first = opened("vanishing", "--set", "run.steps=1000000", "--set", "run.threads=1")
+    first.wait(lambda text: step_of(text) >= 3)
+    second = opened("attach")
+    second.wait(lambda text: step_of(text) >= 3)
+    (keeper,) = (pid for pid in children(first.child.pid) if children(pid))
+    os.kill(keeper, signal.SIGKILL)
+    for terminal in (first, second):
+        last = step_of(terminal.text())
+        terminal.wait(lambda text: step_of(text) > last + 30)  # noqa: B023
+        assert "disconnected" not in terminal.text()
+    second.press("r")
+    second.wait("residual off → on")
+    first.wait("residual on")
+    first.press("q")
+    first.wait("Leave this run?")
+    first.press("s")
+    assert first.ended() == 0
+    second.wait("stopped")
 
 
 def test_a_terminal_that_is_closed_leaves_the_run_going(opened: Open, home: object) -> None:
