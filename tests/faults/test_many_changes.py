@@ -34,7 +34,7 @@ def cpu_s_per_step(trainer: int, viewer: Viewer, *, changes: bool) -> float:
 
 @pytest.mark.heavy  # usual: test_viewers_and_commands.py counts and coalesces them
 def test_two_hundred_rate_changes_a_second_leave_the_training_its_speed(start: Start) -> None:
-    run = start("healthy", "run.steps=100000000", "run.threads=1", "run.evaluate_every=0")
+    run = start("healthy", "run.steps=10000000", "run.threads=1", "run.evaluate_every=0")
     viewer, trainer = run.viewer(), run.trainer
     viewer.until_step(500)
     plain, changed = [], []

@@ -92,6 +92,7 @@ def test_stopped_trainer_is_shown_keys_answer_and_nothing_is_lost(
         terminal.press("?")
         terminal.wait("escape closes")
         terminal.press("escape")
+        terminal.wait(lambda text: "escape closes" not in text)
         terminal.press("3")
         terminal.wait("Events")
         last = step_of(terminal.text())
