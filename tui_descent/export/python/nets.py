@@ -158,7 +158,7 @@ def _conv(spec: ConvModel, image: tuple[int, int], classes: int) -> str:
     height, width = image
     return joined(
         _weights(spec.init),
-        block(f'''
+        block('''
 def conv(channels_in, channels_out, bias=0.0):
     """A 3×3 convolution with drawn weights."""
     layer = nn.Conv2d(channels_in, channels_out, 3, padding=1)
