@@ -271,18 +271,24 @@ def _export_scenario(record: Record, _: RunFolder, out: str | None) -> int:
     from tui_descent.export import recorded_run
 
     made = recorded_run.read(record).as_scenario()
-    code = _written(record, lambda _, file: file.write(made.text), out)
-    output.say(*(f"tui-descent: {note}" for note in made.notes))
-    return code
+    return _text_written(record, made.text, made.notes, out)
 
 
 def _export_python(record: Record, _: RunFolder, out: str | None) -> int:
     from tui_descent.export import recorded_run
 
     run = recorded_run.read(record)
-    script = run.as_script()
-    code = _written(record, lambda _, file: file.write(script), out)
-    output.say(*(f"tui-descent: {note}" for note in run.notes))
+    return _text_written(record, run.as_script(), run.notes, out)
+
+
+def _text_written(record: Record, text: str, notes: Sequence[str], out: str | None) -> int:
+    """Write a text, and say what it cannot repeat. It may contain data, so no character may be replaced."""
+    import sys
+
+    if out is None and not text.isascii() and sys.stdout.encoding and not output.is_utf8(sys.stdout):
+        return _usage("stdout cannot show all characters of this file; write it with --out PATH")
+    code = _written(record, lambda _, file: file.write(text), out)
+    output.say(*(f"tui-descent: {note}" for note in notes))
     return code
 
 
