@@ -232,7 +232,7 @@ def test_limit_of_all_snapshots_together(tmp_path: Path) -> None:
     folder.mkdir()
     run = Run(folder, launch_of(folder, snapshot_bytes=1000), kill_at=20)
     assert snapshot_file.files(folder / "snapshots") == []
-    note = run.all(Noted)[0]
+    (note,) = run.all(Noted)
     assert re.fullmatch(
         r"no snapshot was saved on disk: one takes 0\.0\d* MB, the limit is 0\.001 MB \(--snapshot-size\)", note.text
     )
