@@ -250,6 +250,21 @@ def test_asking_for_the_lock_does_not_keep_a_keeper_from_starting(home: Path) ->
         os.close(lock)
 
 
+def test_a_process_that_we_have_not_started_is_not_killed(connect: Connect) -> None:
+    trainer = ScriptedTrainer(attended=True)
+
+    def play() -> None:
+        viewer = connect(trainer)
+        trainer.start()
+        viewer.ask(Stop(kill=True))
+        rejected = viewer.until(lambda m: isinstance(m, CommandRejected))
+        assert isinstance(rejected, CommandRejected)
+        assert rejected.reason == keeper.NOT_KILLED
+        trainer.ended()
+
+    assert trainer.run_while(play).status == "finished"
+
+
 def test_a_read_only_viewer_sees_everything_and_changes_nothing(connect: Connect) -> None:
     trainer = ScriptedTrainer(attended=True)
     got: list[ClientRequest] = []
