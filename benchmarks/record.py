@@ -87,10 +87,11 @@ def one_run(count: int, *, record: bool) -> tuple[float, float]:
         if isinstance(event, StepsCompleted):
             step = event.first + len(event.losses)
             assert trainer is not None
+            assert trainer.process is not None
             if begun is None and step >= WARM_UP:
-                begun = step, cpu_s(trainer.pid), time.process_time()
+                begun = step, cpu_s(trainer.process.pid), time.process_time()
             if step < count + WARM_UP:  # the last evaluation is not a step
-                ended = step, cpu_s(trainer.pid), time.process_time()
+                ended = step, cpu_s(trainer.process.pid), time.process_time()
 
     trainer: Trainer | None = None
 

@@ -30,10 +30,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 class ProcessTestsOnOneWorker(LoadScopeScheduling):
-    """Each worker takes one test file after another. All files under `process/` count as one."""
+    """Each worker takes one test file after another. All files under `process/` and `faults/` count as one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "process" if nodeid.startswith("tests/process/") else super()._split_scope(nodeid)
+        return "process" if nodeid.startswith(("tests/process/", "tests/faults/")) else super()._split_scope(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ProcessTestsOnOneWorker:
@@ -42,7 +42,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ProcessTests
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the tests that take longest, so that both workers are busy to the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith(("tests/process/", "tests/whole_runs/")))
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/process/", "tests/faults/", "tests/whole_runs/")))
 
 
 def pytest_collection_finish() -> None:

@@ -54,8 +54,14 @@ COMMANDS = (
     "export",
     "doctor",
 )
-# A race has no undo and no snapshots.
-RACE_SETTINGS: dict[str, Any] = {"undo_budget": "0", "snapshot_every": "off", "snapshot_size": None, "rollback": "0"}
+# A race has no undo and no snapshots; one that a dashboard starts notifies nobody.
+RACE_SETTINGS: dict[str, Any] = {
+    "undo_budget": "0",
+    "snapshot_every": "off",
+    "snapshot_size": None,
+    "rollback": "0",
+    "notify": None,
+}
 RUN_HELP = "the beginning of a run's id or name"
 DESCRIPTION = """See and steer gradient descent from a terminal.
 

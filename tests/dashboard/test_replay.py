@@ -93,6 +93,7 @@ async def test_space_plays_and_pauses_and_the_pace_keys_change_the_speed(app: Re
 async def test_keys_that_steer_say_that_a_recorded_run_cannot_be_steered(app: ReplayApp) -> None:
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("home", "right")
+        await at(pilot, app, 4)
         log = list(app.player.history.log)
         keys = {key for binding in KEYS for key in binding.keys if binding.action not in LOOKING} - set(MOVES)
         assert {"r", "a", "plus", "f", "u", "R", "O"} <= keys

@@ -75,6 +75,15 @@ def test_the_only_mode_of_a_net_with_one_output_is_called_f() -> None:
     assert "f = –" in Drawings().draw(taken(overshooting()), 78, 18, "truecolor")[0].text
 
 
+def test_the_path_of_new_weights_is_not_joined_to_the_old_one() -> None:
+    def dots(path: list[float]) -> int:
+        text = "".join(strip.text for strip in Drawings().draw(taken(index(path)), 78, 18, "truecolor"))
+        return sum("\u2800" < character < "\u28ff" for character in text)
+
+    assert dots([22, 5.0, 2, 0.06]) > 20
+    assert dots([2, 0.06, 22, 5.0]) <= 1
+
+
 def test_axis_of_the_modes_shows_where_one_overshoots() -> None:
     def drawn(picture: ModesPicture) -> str:
         return "\n".join(strip.text for strip in Drawings().draw(taken(picture), 78, 18, "truecolor"))

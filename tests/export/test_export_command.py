@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import runpy
 from pathlib import Path
 
 import pytest
-from exported_runs import printed_losses
+from exported_runs import losses_in
 from factories import started
 from same_process import AttendedHere, run
 from test_run_commands import record
@@ -48,7 +51,11 @@ def test_both_give_the_losses_of_the_run(scenario: Path, tmp_path: Path) -> None
     script = run("export", "my", "--to", "python")
     assert (script.code, script.stderr) == (0, "")
     assert script.stdout.startswith('"""t\n\nA plain PyTorch script of the tui-descent run my-run-')
-    assert printed_losses(tmp_path, {"script": script.stdout})["script"] == first.losses
+    (tmp_path / "script.py").write_text(script.stdout, encoding="utf-8")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        runpy.run_path(str(tmp_path / "script.py"), run_name="__main__")
+    assert losses_in(printed.getvalue()) == first.losses
 
 
 def test_changed_net_is_refused_by_name_and_step(scenario: Path) -> None:

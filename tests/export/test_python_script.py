@@ -156,27 +156,73 @@ def home_of_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("exported")
 
 
+def own_files(folder: Path) -> dict[str, MadeRun]:
+    """Runs on files of a user's, one with a heading, a byte-order mark and blanks, the other compressed."""
+    r = random.Random(1)
+    rows = "".join(f"{r.gauss(0, 1)}; {r.gauss(2, 3)};{r.choice(('b', '10'))}\r\n" for _ in range(60))
+    (folder / "my points.csv").write_bytes(b"\xef\xbb\xbf" + f"x;y;label\r\n# note\r\n{rows}".encode())
+    with gzip.open(folder / "quotes.gz", "wb") as file:
+        file.write('Ünïcödé “quotes”\tand \'a\\b\' """\r\n'.encode() * 100)
+    runs = {}
+    for name, path, tables in (("points", "my points.csv", MLP), ("text", "quotes.gz", TRANSFORMER.split("3\n", 1)[1])):
+        data = f'[data]\nname = "own-{name}"\npath = "{folder / path}"\nbatch_size = 5\n'
+        runs[f"file-{name}"] = made((data + tables, "adam", "float32", ()))
+    return runs
+
+
+HOSTILE = 'a"""; raise SystemExit(9)  # \\""" \n raise SystemExit(9)'
+
+
+def hostile(folder: Path) -> tuple[MadeRun, str]:
+    """A run and its script, with names that would run code if they could end a docstring or a comment."""
+    points = folder / 'p"""; raise SystemExit(9)  # \\.csv'
+    points.write_text("".join(f"{n},{n * n % 7},{'ab'[n % 2]}\n" for n in range(30)))
+    tables = f"[data]\nname = 'own-points'\npath = '{points}'\n{MLP}"
+    scenario = from_text(f"title = 't'\n{tables}[run]\nsteps = 2\nthreads = 1\n", source="t")
+    run = make_run(structs.replace(scenario, title=HOSTILE))
+    about = About(run=HOSTILE, steps=2, threads=1, device=HOSTILE, versions={"torch": HOSTILE})
+    turned = [structs.replace(factories.turned(1, "0.1", "0.2", knob="lr", value="0.1"), old=HOSTILE)]
+    return run, python_script(run.scenario, turned, about)
+
+
 @pytest.fixture(scope="module")
 def both(home_of_module: Path) -> dict[str, tuple[list[float], list[float]]]:
     """The losses of each run and those of its script."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUI_DESCENT_HOME", str(home_of_module / "home"))
-        runs = {name: made(case) for name, case in (KINDS | TURNS).items()}
-    printed = printed_losses(home_of_module, {name: run.script() for name, run in runs.items()})
+        runs = {name: made(case) for name, case in (KINDS | TURNS).items()} | own_files(home_of_module)
+        scripts = {name: run.script() for name, run in runs.items()}
+        runs["hostile"], scripts["hostile"] = hostile(home_of_module)
+    printed = printed_losses(home_of_module, scripts)
     return {name: (run.losses, printed[name]) for name, run in runs.items()}
 
 
-@pytest.mark.parametrize("name", KINDS | TURNS)
+@pytest.mark.parametrize("name", [*KINDS, *TURNS, "file-points", "file-text"])
 def test_losses_are_those_of_the_run(name: str, both: dict[str, tuple[list[float], list[float]]]) -> None:
     of_run, of_script = both[name]
     assert len(of_run) >= (4 if name == "diverges" else 12)
     assert of_script == of_run
 
 
+def test_names_from_others_stay_text(both: dict[str, tuple[list[float], list[float]]]) -> None:
+    of_run, of_script = both["hostile"]
+    assert len(of_run) == 2
+    assert of_script == of_run
+
+
+def test_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text("".join(f"{n},{n * n % 7},{'ab'[n % 2]}\n" for n in range(30)))
+    run = made((f"[data]\nname = 'own-points'\npath = '{path}'\n{MLP}", "sgd", "float32", ()), steps=1)
+    path.unlink()
+    with pytest.raises(ExportError, match="no such file"):
+        run.script()
+
+
 def test_scripts_are_formatted_and_have_no_unused_names(
     home_of_module: Path, both: dict[str, tuple[list[float], list[float]]]
 ) -> None:
-    names = [name for name in both if not name.startswith("formula")]  # a long formula stays in one line
+    names = [name for name in both if not name.startswith("formula") and name != "hostile"]  # they have long lines
     files = [str(home_of_module / f"{name}.py") for name in names]
     options = ["--isolated", "--line-length", "120"]
     for command in (["check", "--select", "E,F,W,B,I,UP"], ["format", "--check"]):
@@ -184,23 +230,6 @@ def test_scripts_are_formatted_and_have_no_unused_names(
             [sys.executable, "-m", "ruff", *command, *options, *files], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout[-3000:]
-
-
-def test_own_files_are_read_where_they_are(tmp_path: Path) -> None:
-    r = random.Random(1)
-    rows = "".join(f"{r.gauss(0, 1)}; {r.gauss(2, 3)};{r.choice(('b', '10'))}\r\n" for _ in range(60))
-    (tmp_path / "my points.csv").write_bytes(b"\xef\xbb\xbf" + f"x;y;label\r\n# note\r\n{rows}".encode())
-    with gzip.open(tmp_path / "quotes.gz", "wb") as file:
-        file.write('Ünïcödé “quotes”\tand \'a\\b\' """\r\n'.encode() * 100)
-    runs = {}
-    for name, path, tables in (("points", "my points.csv", MLP), ("text", "quotes.gz", TRANSFORMER.split("3\n", 1)[1])):
-        data = f'[data]\nname = "own-{name}"\npath = "{tmp_path / path}"\nbatch_size = 5\n'
-        runs[name] = made((data + tables, "adam", "float32", ()))
-    printed = printed_losses(tmp_path, {name: run.script() for name, run in runs.items()})
-    assert printed == {name: run.losses for name, run in runs.items()}
-    (tmp_path / "my points.csv").unlink()
-    with pytest.raises(ExportError, match="no such file"):
-        runs["points"].script()
 
 
 @pytest.mark.heavy
@@ -227,21 +256,6 @@ def test_each_change_of_the_net_is_refused(turn: str) -> None:
     run = made((DIGITS + MLP, "sgd", "float32", (f"2:{turn}",)), steps=4)
     with pytest.raises(ExportError, match=f"step 2: {turn.split('=')[0].split('@')[0]} "):
         run.script()
-
-
-HOSTILE = 'a"""; raise SystemExit(9)  # \\""" \n raise SystemExit(9)'
-
-
-def test_names_from_others_stay_text(tmp_path: Path) -> None:
-    points = tmp_path / 'p"""; raise SystemExit(9)  # \\.csv'
-    points.write_text("".join(f"{n},{n * n % 7},{'ab'[n % 2]}\n" for n in range(30)))
-    tables = f"[data]\nname = 'own-points'\npath = '{points}'\n{MLP}"
-    scenario = from_text(f"title = 't'\n{tables}[run]\nsteps = 2\nthreads = 1\n", source="t")
-    run = make_run(structs.replace(scenario, title=HOSTILE))
-    about = About(run=HOSTILE, steps=2, threads=1, device=HOSTILE, versions={"torch": HOSTILE})
-    turned = [structs.replace(factories.turned(1, "0.1", "0.2", knob="lr", value="0.1"), old=HOSTILE)]
-    script = python_script(run.scenario, turned, about)
-    assert printed_losses(tmp_path, {"script": script})["script"] == run.losses
 
 
 def test_script_ends_where_the_run_ended() -> None:

@@ -126,13 +126,21 @@ def test_schedule_is_not_stretched() -> None:
     for more, goes_on in (
         ('[schedule]\nname = "cosine"', False),
         ('[schedule]\nname = "plateau"', True),
-        ('[schedule]\nname = "step"\nevery = 7', True),
-        ('[schedule]\nname = "step"', False),
+        ('[schedule]\nname = "step"\nevery = 7', False),
     ):
         file = scenario_file(small("run.steps=10", more=more), turns, run="r", steps=30)
         assert from_text(file.text, source="t").run.steps == (30 if goes_on else 10)
         said = "the run went on to step 30, but its schedule ends at step 10, and so does this scenario"
         assert file.notes == (() if goes_on else (said,))
+
+
+def test_schedule_that_starts_after_the_planned_end_is_not_stretched() -> None:
+    turns = [turned(20, "constant", "cosine", knob="schedule", value="cosine")]
+    file = scenario_file(small("run.steps=10"), turns, run="r", steps=30)
+    assert from_text(file.text, source="t").run.steps == 10
+    assert len(file.notes) == 1
+    constant = [turned(20, "cosine", "constant", knob="schedule", value="constant")]
+    assert scenario_file(small("run.steps=10"), constant, run="r", steps=30).notes == ()
 
 
 def test_lengths_of_a_shortened_run_are_cut() -> None:

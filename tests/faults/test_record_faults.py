@@ -17,6 +17,7 @@ import pytest
 from factories import reading, started, steps, turned, vanishing
 from scripted_trainer import WITHIN_S, ScriptedTrainer
 
+from tui_descent import cli
 from tui_descent.protocol.events import (
     AnyEvent,
     Evaluated,
@@ -30,7 +31,7 @@ from tui_descent.protocol.launch import Launch
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.record import RECORD_FILE, Record, RecordError, RecordWriter, writer
 
-FULL = "the disk is full"
+FULL = "disk full"
 
 
 @pytest.fixture
@@ -179,6 +180,23 @@ def test_run_on_a_full_disk_goes_on_and_its_record_catches_up(
         assert record._connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_without_room_for_a_run_it_is_refused_before_training(
+    how: str, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if how == "full":
+        with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    monkeypatch.setenv("TUI_DESCENT_HOME", str(small_disk))
+    assert cli.main(["run", "healthy", "--headless", "--steps", "5"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tui-descent: cannot ")
+    assert {"full": "No space left on device", "read-only": "Read-only file system"}[how] in line
+
+
 def test_run_whose_folder_is_removed_goes_on(home: Path) -> None:
     trainer = ScriptedTrainer()
 
@@ -274,7 +292,7 @@ def test_flipped_bytes_leave_the_rest_readable_and_nothing_wrong(seed: int, good
     true_losses = losses_by_step(wanted[0])
     # The first page is the table of contents: what is behind it stays readable.
     for _ in range(noise.choice([1, 1, 3, 40])):
-        data[noise.randrange(4096 * (seed % 2), len(data))] ^= 1 << noise.randrange(8)
+        data[noise.randrange(1024 * (seed % 2), len(data))] ^= 1 << noise.randrange(8)
     (tmp_path / RECORD_FILE).write_bytes(data)
     found = read_all(tmp_path)
     if found is None:
@@ -308,7 +326,7 @@ def test_damaged_page_costs_only_its_rows(good: Path, tmp_path: Path) -> None:
             pytest.skip("this SQLite cannot tell which pages a table has")
     connection.close()
     page = pages[len(pages) // 2][0] - 1
-    data[page * 4096 : (page + 1) * 4096] = os.urandom(4096)
+    data[page * 1024 : (page + 1) * 1024] = os.urandom(1024)
     (tmp_path / RECORD_FILE).write_bytes(data)
     found = read_all(tmp_path)
     assert found is not None

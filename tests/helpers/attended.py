@@ -169,6 +169,11 @@ class Viewer:
     def events(self, kind: type[E]) -> list[E]:
         return [m for m in self.heard if isinstance(m, kind)]
 
+    def take(self, within_s: float = 0.0) -> None:
+        """Take what has arrived, or arrives within this time."""
+        select.select([self.peer.socket], [], [], within_s)
+        self._take()
+
     def _take(self) -> None:
         self.peer.flush()
         self.heard += [decode(to_viewer, body) for body in self.peer.receive()]

@@ -29,7 +29,7 @@ TRUE: dict[str, tuple[str, set[str]]] = {
     "post-ln": ("vanishing", set()),
     "rare-classes": ("healthy", {"converged"}),
     "grokking": ("converged", {"healthy"}),
-    "spirals": ("vanishing", set()),
+    "spirals": ("vanishing", {"saturated"}),  # with some seeds: half of the sigmoids of five layers
     "digits": ("healthy", {"converged"}),
     "own-text": ("healthy", {"converged"}),
     "own-images": ("healthy", {"converged"}),

@@ -124,6 +124,16 @@ def test_each_kind_has_a_bounded_rate(told: Notifier, written: Path, monkeypatch
     )
 
 
+def test_loss_that_stays_nan_is_notified_once(told: Notifier, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(notifier.time, "monotonic", lambda: now_s)
+    for _ in range(60):  # such a loop reports it every thousand steps
+        told.add(LOSS_NAN)
+        now_s += 9.0
+    monkeypatch.undo()
+    assert len(lines(told, written)) == 1
+
+
 def test_the_end_is_notified_once_even_if_much_was_notified_before(told: Notifier, written: Path) -> None:
     told.add(EndReached(segment=0, step=3, loss=0.5))
     told.add(RunEnded(status="finished", step=3))
@@ -168,7 +178,7 @@ def test_failing_command_is_one_note(tmp_path: Path, monkeypatch: pytest.MonkeyP
         told.add(diagnosed(f"finding {n}"))
         until(lambda: bool(notes.append(told.trouble()) or not told._running))
     assert [note for note in notes if note] == [
-        f"--notify: {sys.executable} ended with exit code 1; see {tmp_path / KEEPER_LOG_FILE}"
+        f"--notify: {Path(sys.executable).name} ended with exit code 1; see keeper.log"
     ]
     assert (tmp_path / KEEPER_LOG_FILE).read_text() == "no network\n" * 3
 
@@ -179,7 +189,7 @@ def test_command_that_cannot_start_is_one_note(what: str, tmp_path: Path) -> Non
     told = Notifier(("./no-such-command",), launch_in(folder), History())
     told.add(EndReached(segment=0, step=3))
     told.add(EndReached(segment=0, step=6))
-    assert told.trouble().startswith("--notify: cannot run ./no-such-command: [Errno 2]")
+    assert told.trouble() == "--notify: cannot run no-such-command: No such file or directory"
     assert told.trouble() == ""
 
 

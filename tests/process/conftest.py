@@ -1,19 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attended import Attended, Start
-from runs import left_behind, stop_keepers
+from process_fixtures import no_process_is_left, start
 
-
-@pytest.fixture(autouse=True)
-def no_process_is_left(home: Path) -> Iterator[None]:
-    """Ends the runs that the test has left running. Then no process may be left, such as a trainer without a keeper."""
-    yield
-    stop_keepers(home)
-    assert left_behind(home) == []
+__all__ = ["hostile", "no_process_is_left", "start"]
 
 
 _SHADOWS = ("random", "torch", "socket", "json", "secrets", "shutil", "tempfile", "msgspec", "platformdirs", "numpy")
@@ -30,16 +22,3 @@ def hostile(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
     monkeypatch.chdir(folder)
     return home / "imported"
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    started: list[Attended] = []
-
-    def begin(*args: str, **orders: object) -> Attended:
-        started.append(Attended(*args, **orders))  # type: ignore[arg-type]
-        return started[-1]
-
-    yield begin
-    for attended in started:
-        attended.close()

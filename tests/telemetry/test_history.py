@@ -19,6 +19,7 @@ from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
     DeviceTaken,
+    Diagnosed,
     Evaluated,
     Gpu,
     KnobState,
@@ -31,6 +32,7 @@ from tui_descent.protocol.events import (
     State,
     StateChanged,
     StepsMissed,
+    WiringFound,
 )
 from tui_descent.telemetry.gradient_history import LOG_FLOOR, log_magnitude
 from tui_descent.telemetry.history import MAX_CURVATURES, MAX_ENTRIES, History
@@ -136,6 +138,19 @@ def test_hold_is_received_once_in_its_place_in_the_log() -> None:
     viewer = received(history_of(events))
     assert list(viewer.log) == [events[2], events[3], events[5], events[6]]
     assert viewer.state == events[6]
+
+
+def test_late_viewer_knows_the_newest_diagnosis_or_that_there_is_none() -> None:
+    def healthy(step: int) -> Diagnosed:
+        return Diagnosed(segment=0, step=step, finding="healthy", sure=1.0, sentence=f"at {step}")
+
+    history = history_of([STARTED, steps(0, [1.0] * 300), healthy(100), healthy(200)])
+    assert received(history).diagnosis == healthy(200)
+    assert list(received(history).log) == [healthy(100)]
+    wiring = Diagnosed(segment=0, step=250, kind="wiring", finding="frozen", sure=1.0)
+    for event in (wiring, WiringFound(segment=0, step=260, fault="frozen", present=False)):
+        history.apply(event)
+    assert received(history).diagnosis is None
 
 
 def test_late_viewer_knows_a_knob_turned_long_ago() -> None:

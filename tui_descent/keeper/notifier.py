@@ -37,7 +37,7 @@ Occasion = Literal["end", "hold", "divergence", "finding"]
 ENV_NOTIFY = "TUI_DESCENT_NOTIFY"  # the command, if the option is not given
 PREFIX = "TUI_DESCENT_NOTIFY_"
 UNCLEAR = "not clear"
-SAME_AFTER_S = 600.0  # after so long, the same finding is news again
+SAME_AFTER_S = 600.0  # after so long, the same finding or another NaN is news again
 LEAST_S = 5.0  # between two notifications of the same kind; the end of the run is always notified
 MOST_AT_ONCE = 4  # commands that run at the same time
 MOST_TEXT = 500  # characters
@@ -63,7 +63,7 @@ class Notifier:
         self._command, self._launch, self._history = command, launch, history
         self._running: list[subprocess.Popen[bytes]] = []
         self._notified_s: dict[Occasion, float] = {}
-        self._findings_s: dict[str, float] = {}
+        self._news_s: dict[str, float] = {}
         self._end_step: int | None = None
         self._trouble = ""
         self._told = False
@@ -83,6 +83,11 @@ class Notifier:
         notifier._trouble = trouble
         return notifier
 
+    @property
+    def _name(self) -> str:
+        """The command's name in messages, which have to be short."""
+        return os.path.basename(self._command[0])[:30]
+
     def add(self, event: AnyEvent) -> None:
         """Run the command if this event is an occasion for it."""
         match event:
@@ -99,18 +104,18 @@ class Notifier:
             case StateChanged(state="held"):
                 self._notify("hold", f"held at step {self._history.steps:,}: {event.reason}", self._history.steps)
             case NotFinite(then="note"):
-                self._notify("divergence", event.text, event.step, event.loss)
+                self._notify_news("not finite", "divergence", event.text, event.step, event.loss)
             case Diagnosed() if event.kind != "numerics" and event.finding not in FINE and event.finding != UNCLEAR:
-                self._add_finding(event)
+                text = f"step {event.step:,}: {event.finding}. {event.sentence}"
+                self._notify_news(event.finding, "finding", text, event.step)
             case _:
                 pass
 
-    def _add_finding(self, event: Diagnosed) -> None:
+    def _notify_news(self, news: str, occasion: Occasion, what: str, step: int, loss: float | None = None) -> None:
+        """Start the command, unless it was started for the same news a short time ago."""
         now_s = time.monotonic()
-        if now_s - self._findings_s.get(event.finding, -math.inf) < SAME_AFTER_S:
-            return
-        if self._notify("finding", f"step {event.step:,}: {event.finding}. {event.sentence}", event.step):
-            self._findings_s[event.finding] = now_s
+        if now_s - self._news_s.get(news, -math.inf) >= SAME_AFTER_S and self._notify(occasion, what, step, loss):
+            self._news_s[news] = now_s
 
     def trouble(self) -> str:
         """What went wrong with the command, the first time that something does; otherwise "". Call it now and then."""
@@ -131,8 +136,9 @@ class Notifier:
         for process in [one for one in self._running if one.poll() is not None]:
             self._running.remove(process)
             if process.returncode and not self._trouble:
-                log = self._launch.path / KEEPER_LOG_FILE
-                self._trouble = f"--notify: {self._command[0]} ended with exit code {process.returncode}; see {log}"
+                self._trouble = (
+                    f"--notify: {self._name} ended with exit code {process.returncode}; see {KEEPER_LOG_FILE}"
+                )
 
     def _notify(self, occasion: Occasion, what: str, step: int, loss: float | None = None) -> bool:
         """Start the command. Returns whether it was started."""
@@ -168,7 +174,8 @@ class Notifier:
                     start_new_session=True,
                 )
         except (OSError, ValueError) as error:
-            self._trouble = self._trouble or f"--notify: cannot run {self._command[0]}: {error}"
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            self._trouble = self._trouble or f"--notify: cannot run {self._name}: {why}"
             return False
         self._running.append(process)
         return True

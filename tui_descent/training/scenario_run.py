@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from tui_descent import free_memory
 from tui_descent.instruments.sampler import Sampler
@@ -173,7 +174,7 @@ def _watch(
         on_fault="hold" if launch.attended else "end",
         steering=steering,
         plan=plan,
-        about=about_run(scenario, launch, setup),
+        about=replace(about_run(scenario, launch, setup), steps=_steps(launch, scenario, resumed)),
         evaluate=lambda: evaluate(setup),
         replay=setup,
         curvature=CurvatureProbe(

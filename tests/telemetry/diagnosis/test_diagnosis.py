@@ -465,6 +465,16 @@ def test_saturated_units_with_far_too_small_updates_need_a_larger_rate_first() -
         assert name_of(diagnosis) == name
 
 
+def test_small_steps_of_adam_are_blamed_on_the_rate_only_if_they_began_small() -> None:
+    """With a gradient that has vanished; Adam's first step is as large as its rate, whatever the gradient."""
+    context = RunContext(classes=10, optimizer="adam")
+    for first, name in ((0.002, "vanishing"), (1e-4, "rate too small")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=context)
+        diagnosis.add_reading(reading(0, update_ratio=[first, first], backprop_factor=[1e-3, 1.0]))
+        run_at(diagnosis, range(1, FIRMLY), loss=2.3, update_ratio=[1e-4, 1e-4], backprop_factor=[1e-3, 1.0])
+        assert name_of(diagnosis) == name, first
+
+
 def test_rate_that_a_schedule_made_tiny_is_not_to_be_multiplied() -> None:
     for user_loop, knob in ((True, []), (False, ["schedule"])):
         context = RunContext(classes=10, optimizer="sgd", user_loop=user_loop)
@@ -524,6 +534,12 @@ def test_rate_at_the_edge_is_found_only_where_the_curvature_was_read() -> None:
         assert finding.finding == "rate at the edge"
         assert finding.advice == (), "the loss falls: nothing has to be done"
         assert "λmax is 100% of the stability limit" in sentence(finding)
+        at_edge = 2.3 * 0.99**FIRMLY
+        run_at(sharp, range(FIRMLY, FIRMLY + 150), loss=at_edge / 2, cosine=cosine)
+        assert name_of(sharp) == "rate at the edge", "not far from where the curvature was measured"
+        for n in range(200):
+            run_at(sharp, range(FIRMLY + 150 + n, FIRMLY + 151 + n), loss=at_edge / 20 * 0.99**n, cosine=cosine)
+        assert name_of(sharp) in ("healthy", "converged"), "the old curvature says nothing about the place where it is"
 
 
 @pytest.mark.parametrize(

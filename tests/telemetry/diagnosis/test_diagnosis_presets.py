@@ -306,6 +306,12 @@ def test_a_point_that_crawls_is_said_to_be_slow(name: str, start: int, words: st
     assert all(len(f" not clear  {text}") <= 80 for text in said)
 
 
+@pytest.mark.heavy
+def test_steps_of_adam_that_shrink_with_a_vanishing_gradient_are_no_small_rate() -> None:
+    said = said_on(preset("spirals"), 420)
+    assert all("gradient" in text and text.endswith("Press r: residual on.") for text in said[5:])
+
+
 @pytest.mark.parametrize(
     ("name", "changed", "steps"),
     [

@@ -95,7 +95,7 @@ def test_loss_and_index_fall_together_along_the_run_and_on_its_saddles(seed: int
     painter = painter_of(setup)
     picture = painter.picture(40, 10)
     for number in range(500):
-        if number % 20 == 0:
+        if number % 5 == 0:  # about as often as at the pace of the preset
             picture = painter.picture(40, 10)
         step(setup, number)
     assert isinstance(picture, IndexPicture)

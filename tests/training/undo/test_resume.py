@@ -2,100 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import torch
-from fake_keeper import FakeKeeper
-from torch import Tensor
+from killed_run import STEPS, Run, launch_of, losses_of
 
-from tui_descent.protocol.commands import Undo
 from tui_descent.protocol.events import KnobTurned, Noted, Rewound, RunEnded, SnapshotSaved
 from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.resume import Replayed, Resume
-from tui_descent.scenario.toml import from_text, to_table
-from tui_descent.training import scenario_run
-from tui_descent.training.setup import build
 from tui_descent.training.undo import disk_snapshots, snapshot_file
 from tui_descent.training.undo.disk_snapshots import DiskSnapshots
-
-SCENARIO = """
-title = "resume"
-[data]
-name = "digits"
-batch_size = 48
-subset = 400
-[model]
-name = "mlp"
-depth = 3
-width = 16
-activation = "tanh"
-norm = "layer"
-dropout = 0.2
-[optimizer]
-name = "adam"
-lr = 2e-3
-[schedule]
-name = "cosine"
-[run]
-steps = 120
-seed = 5
-device = "cpu"
-"""
-STEPS = 120
-PLAN = ((20, "lr=*2"), (45, "residual=on"), (90, "activation=gelu"), (100, "optimizer=momentum"))
-
-
-class Killed(BaseException):
-    """Takes the place of a SIGKILL: nothing of the trainer runs after it, except for what closes the connection."""
-
-
-class Run:
-    """One part of a run, from its start or its resumption to its end or its death."""
-
-    def __init__(self, folder: Path, launch: Launch, *, kill_at: int | None = None, undo_at: int | None = None) -> None:
-        self.keeper = FakeKeeper(folder)
-        self.keeper.link.launch = launch
-        killed = Killer(self.keeper, kill_at, undo_at)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(build.Setup, "loss", lambda setup: killed.loss(setup))
-            with contextlib.suppress(Killed):
-                self.code = scenario_run.train_scenario(self.keeper.link)
-        torch.set_num_threads(1)
-        self.losses = {(record.segment, record.step): record.loss for record in self.keeper.steps()}
-        self.events = self.keeper.events()
-        self.keeper.close()
-
-    def all(self, kind: type[Any]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
-
-
-class Killer:
-    """Computes the loss, but dies instead of making update `kill_at`; an undo arrives before update `undo_at`."""
-
-    def __init__(self, keeper: FakeKeeper, kill_at: int | None, undo_at: int | None) -> None:
-        self.keeper, self.kill_at, self.undo_at, self.calls = keeper, kill_at, undo_at, 0
-        self.original: Callable[[build.Setup], Tensor] = build.Setup.loss
-
-    def loss(self, setup: build.Setup) -> Tensor:
-        loss = self.original(setup)
-        self.calls += 1
-        if self.calls == self.undo_at:
-            self.keeper.send(Undo())
-        if self.calls - 1 == self.kill_at:
-            raise Killed
-        return loss
-
-
-def launch_of(folder: Path, **settings: Any) -> Launch:
-    table = to_table(from_text(SCENARIO, source="test"))
-    settings = {"snapshot_every_s": 0.02, "plan": PLAN, **settings}
-    return Launch(run="r", name="r", folder=str(folder), socket="there", scenario=table, **settings)
 
 
 @pytest.fixture(autouse=True)
@@ -110,11 +31,6 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     folder = tmp_path_factory.mktemp("twin")
     run = Run(folder, launch_of(folder, snapshot_every_s=None))
     return losses_of(run)
-
-
-def losses_of(*parts: Run) -> dict[int, float]:
-    """The loss of each step; a later part replaces what an earlier one has made."""
-    return {step: loss for part in parts for (_, step), loss in part.losses.items()}
 
 
 def resume_of(*parts: Run, past: tuple[tuple[int, int], ...] | None = None, steps: int | None = None) -> Resume:
@@ -152,7 +68,18 @@ def test_killed_run_goes_on_bitwise(number: int | str, twin: dict[int, float], t
     assert rewound.to_step <= kill_at
     assert rewound.segment == 1
     assert min(second.losses) == (1, rewound.to_step)
-    assert [note.text for note in second.all(Noted)] == [f"resumed from the snapshot of step {rewound.to_step:,}"]
+    assert rewound.what == f"resumed from the snapshot of step {rewound.to_step:,}"
+    assert second.all(Noted) == []
+
+
+def test_stopped_run_is_saved_where_it_stopped(twin: dict[int, float], tmp_path: Path) -> None:
+    first = Run(tmp_path, launch_of(tmp_path, snapshot_every_s=3600.0), stop_at=50)  # the skips are half open
+    (ended,) = first.all(RunEnded)
+    assert (ended.status, ended.step) == ("stopped", 50)
+    assert (first.all(SnapshotSaved)[-1].step, first.all(SnapshotSaved)[-1].reason) == (50, "stopped")
+    second = resumed(tmp_path, first)
+    assert min(second.losses) == (1, 50)
+    assert losses_of(first, second) == twin
 
 
 def test_run_is_resumed_again_and_again(twin: dict[int, float], tmp_path: Path) -> None:
@@ -171,7 +98,7 @@ def test_killed_run_without_a_snapshot_begins_again(twin: dict[int, float], tmp_
     second = resumed(tmp_path, first)
     assert min(second.losses) == (1, 0)
     assert losses_of(second) == twin
-    assert [note.text for note in second.all(Noted)] == ["started again from step 0"]
+    assert [event.what for event in second.all(Rewound)] == ["started again from step 0"]
 
 
 def test_finished_run_is_resumed_for_more_steps(tmp_path: Path) -> None:
@@ -244,10 +171,10 @@ def test_damaged_snapshot_falls_back_to_the_one_before(how: str, twin: dict[int,
     damage(newest.path, how)
     second = resumed(tmp_path, first)
     assert losses_of(first, second) == twin
-    assert second.all(Rewound)[0].to_step == before.step
-    refused, went_on = [note.text for note in second.all(Noted)]
-    assert refused.startswith(f"the snapshot of step {newest.step:,} cannot be used: it")
-    assert went_on == f"resumed from the snapshot of step {before.step:,}"
+    (rewound,) = second.all(Rewound)
+    assert (rewound.to_step, rewound.what) == (before.step, f"resumed from the snapshot of step {before.step:,}")
+    (note,) = second.all(Noted)
+    assert note.text.startswith(f"the snapshot of step {newest.step:,} cannot be used: it")
 
 
 def test_run_whose_snapshots_are_all_damaged_begins_again(twin: dict[int, float], tmp_path: Path) -> None:
@@ -257,9 +184,9 @@ def test_run_whose_snapshots_are_all_damaged_begins_again(twin: dict[int, float]
         damage(file.path, "truncated")
     second = resumed(tmp_path, first)
     assert losses_of(second) == twin
-    *_, refused, went_on = [note.text for note in second.all(Noted)]
-    assert refused.count("it is damaged") == len(files) == 3
-    assert went_on == "started again from step 0"
+    (note,) = second.all(Noted)
+    assert note.text.count("it is damaged") == len(files) == 3
+    assert second.all(Rewound)[0].what == "started again from step 0"
 
 
 def test_three_newest_snapshots_are_kept_and_reported(tmp_path: Path) -> None:
@@ -284,8 +211,10 @@ def test_limit_of_all_snapshots_together(tmp_path: Path) -> None:
     folder.mkdir()
     run = Run(folder, launch_of(folder, snapshot_bytes=1000), kill_at=20)
     assert snapshot_file.files(folder / "snapshots") == []
-    (note,) = run.all(Noted)
-    assert note.text.startswith("no snapshot was saved on disk: one takes 0 MB")
+    note = run.all(Noted)[0]
+    assert re.fullmatch(
+        r"no snapshot was saved on disk: one takes 0\.0\d* MB, the limit is 0\.001 MB \(--snapshot-size\)", note.text
+    )
 
 
 def test_snapshots_take_a_hundredth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

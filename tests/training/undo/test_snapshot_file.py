@@ -159,7 +159,7 @@ def test_full_disk_leaves_the_old_snapshot_and_no_temporary(tmp_path: Path, requ
 def test_content_that_is_not_plain_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="cannot hold a Bomb"):
         write(tmp_path, 0, 1, {"bomb": Bomb()})
-    with pytest.raises(SnapshotError, match="the net holds a Bomb"):
+    with pytest.raises(SnapshotError, match="the net holds an object of class Bomb"):
         plain([Bomb()], what="the net")
     endless: list[Any] = []
     endless.append(endless)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from textual import events
@@ -49,11 +51,9 @@ class EndCardDialog(Dialog[str]):
             self.dismiss(event.key)
 
 
-def _section(title: str, sentences: tuple[str, ...]) -> Text:
-    text = Text(f"{title}\n", style=colours.BRIGHT)
-    for sentence in sentences:
-        text.append(f"  {safe(sentence)}\n", style=colours.TEXT)
-    return text
+def _section(title: str, sentences: tuple[str, ...]) -> Group:
+    lines = Text("\n".join(safe(sentence) for sentence in sentences), style=colours.TEXT)
+    return Group(Text(title, style=colours.BRIGHT), Padding(lines, (0, 0, 1, 2)))
 
 
 def _claims(card: EndCard) -> Table:

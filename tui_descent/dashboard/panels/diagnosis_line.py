@@ -37,8 +37,7 @@ def diagnosis_line(view: View) -> Words:
         return f"silent for {view.silent_s} s", colours.ORANGE, text, colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
     if view.replay and state in ("held", "paused", "waiting"):
-        at = f"before step {with_commas(history.steps)}"
-        return state, colours.state_style(state), f"{at}: {reason}" if reason else at, colours.TEXT
+        return _replayed(history, state, reason)
     if view.stopping and state != "stopping":
         text = f"waiting for the script's next step{KILL}"
         return "stopping…", colours.state_style("stopping"), text, colours.TEXT
@@ -91,6 +90,12 @@ def _diagnosis(view: View) -> Words:
     dropped = found.advice and found.advice[0].knob == "resume"  # the run goes on: its bad batch has been dropped
     sentence = without_advice(found) if dropped else found.sentence
     return safe(verdict(found), 40), colours.diagnosis_style(found.finding), safe(sentence), colours.TEXT
+
+
+def _replayed(history: History, state: str, reason: str) -> Words:
+    """The words for a moment at which a recorded run waited. The keys that the run offered then have no effect now."""
+    at = f"before step {with_commas(history.steps)}"
+    return state, colours.state_style(state), f"{at}: {reason}" if reason else at, colours.TEXT
 
 
 def race_words(history: History) -> str:

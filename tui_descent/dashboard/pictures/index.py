@@ -18,6 +18,7 @@ from tui_descent.dashboard.text.numbers import plural, short, with_commas
 from tui_descent.protocol.events import TaskTaken
 from tui_descent.protocol.task_pictures import IndexPicture
 
+NEW_WEIGHTS = 3.0  # a loss that is so many times as large as the one before: another path begins
 PATH, NOW = "#f5d052", "#ffffff"
 LEAST_LOSS = 1e-3  # smaller losses are drawn at the lower end of the axis: at a minimum the logarithm has none
 
@@ -35,8 +36,9 @@ def draw(picture: IndexPicture, width: int, height: int) -> list[Strip]:
     across = Axis(-0.06 * most, 1.08 * most, False)
     drawn, plane = Picture(columns, rows), Plane((across.low, 0.0), (across.high, 1.0), columns, rows)
     places = [(index, up.position(loss)) for index, loss in shown]
-    for start, end in pairwise(plane.dot(*place) for place in places):
-        drawn.line(start, end, PATH)
+    for n, (start, end) in enumerate(pairwise(plane.dot(*place) for place in places)):
+        if shown[n + 1][1] <= NEW_WEIGHTS * shown[n][1]:
+            drawn.line(start, end, PATH)
     for point in picture.found:
         glyph, colour = CRITICAL[point.kind]
         if (cell := plane.cell(point.index, up.position(max(point.loss, LEAST_LOSS)))) is not None:

@@ -84,6 +84,7 @@ KEPT_READINGS = 40
 OF_SPOILT_WEIGHTS = ("dead units", "saturated", "vanishing", "plateau")  # what may follow from far too large updates
 RATES = ("rate too small", "rate too large", "diverging")  # a further change of the rate may help them
 LEFT_SADDLE = 0.05  # of a surface's first loss: a change after which the last curvature does not count any more
+ELSEWHERE = 10.0  # the same for a net: a loss that is so many times as large or as small
 FALLEN_AGAIN = 0.7  # of the loss at which a run was called converged
 EARLY = 4  # the first steps of a window, before small updates have changed much
 
@@ -501,9 +502,12 @@ class Diagnosis:
         return statistics.fmean(losses) if losses else 0.0
 
     def _forget_old_curvature(self) -> None:
-        """When the loss of a surface has changed, the point is elsewhere, and has another curvature."""
-        moved = abs(self._newest_loss - self._curvature_loss)
-        if self.context.surface and moved > LEFT_SADDLE * abs(self._guess):
+        """When the loss has changed, the weights are elsewhere, and the curvature is another one."""
+        now, then = self._newest_loss, self._curvature_loss or self._first_loss  # it may be measured before all steps
+        moved = abs(now - then) > LEFT_SADDLE * abs(self._guess)
+        if not self.context.surface:
+            moved = min(now, then) > 0 and not then / ELSEWHERE <= now <= then * ELSEWHERE
+        if moved:
             self._curvature, self._curvature_requested = None, False
 
     def features(self) -> Features | None:

@@ -141,8 +141,9 @@ RULES: tuple[Rule, ...] = (
         condition="The loss is stuck or falls very slowly, and the updates are small compared to the weights. Also at "
         "once, if the scheduler of a script takes the rate to almost nothing in a few steps, before the loss is low.",
         threshold=f"update below {r.SMALL_UPDATE:g} of the weights (about 1e-3 is usual: Karpathy, CS231n); for plain "
-        f"SGD a step below {r.SMALL_STEP:g} times the gradient ({TUNED}); a rate that falls to a thousandth within "
-        f"{WITHIN} steps, a third of them below a thirtieth: a cosine is so low only at its very end",
+        f"SGD a step below {r.SMALL_STEP:g} times the gradient ({TUNED}); for Adam not where the gradient vanishes and "
+        "the first updates were larger, since its steps shrink with the gradient; a rate that falls to a thousandth "
+        f"within {WITHIN} steps, a third of them below a thirtieth: a cosine is so low only at its very end",
         sentence="Updates are {update:.1e} of the weights.",
         check="The update bars are far left of their band.",
         helps="a larger learning rate; if a schedule has made it small, another schedule, or scheduler.step() once an "

@@ -285,6 +285,8 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
         return "dead units", 0.9
     lost = _decades(vanished / f.product) if f.product else 0.0
     too_small = _too_small(f, context)
+    if lost > 0 and adaptive and (f.first_update_ratio or 0.0) > SMALL_UPDATE:
+        too_small = 0.0  # the same rate made usual steps at first: they shrank with the gradient
     # If both the gradient and the steps are too small, the finding is the one further beyond its threshold. P has many
     # factors, so only a quarter of its decades counts.
     if too_small > max(0.0, lost / 4) and lost < NO_RATE_HELPS and (adaptive or lost > 0):

@@ -22,6 +22,7 @@ from tui_descent.telemetry.record import checkpoints, event_rows, step_rows
 from tui_descent.telemetry.record.schema import RECORD_FILE, RecordError, connect_to_read
 from tui_descent.telemetry.record.step_rows import checksum
 
+_CHANGES = "kind IN ('intervention', 'rewound')"  # the condition of an index
 _SEQ = "SELECT value FROM about WHERE key = 'seq'"
 ROWS = 512  # how many sequence numbers one query covers
 
@@ -190,13 +191,13 @@ class Record:
 
     def changes(self) -> list[KnobTurned | Rewound]:
         """Every intervention, undo, redo and resumption, in the order in which they happened."""
-        return list(self._of_kinds("intervention", "rewound"))
+        return list(self._interventions_and_undos())
 
     def interventions(self) -> list[KnobTurned]:
         """The interventions that led to the present state, in the order of their steps: without those undone."""
         lineages: dict[int, list[KnobTurned]] = {}  # by segment
         segment = 0
-        for event in self._of_kinds("intervention", "rewound"):
+        for event in self._interventions_and_undos():
             segment = event.segment
             if isinstance(event, KnobTurned):
                 lineages.setdefault(segment, []).append(event)
@@ -256,7 +257,7 @@ class Record:
         """The places of the interventions, each as the row of steps before it and how many of its steps."""
         query = (
             "SELECT ifnull((SELECT max(seq) FROM steps WHERE steps.seq < events.seq), 0), after FROM events "
-            "WHERE kind = 'intervention' ORDER BY seq"
+            f"WHERE kind = 'intervention' AND {_CHANGES} ORDER BY seq"
         )
         with contextlib.suppress(sqlite3.DatabaseError):
             return self._connection.execute(query).fetchall()
@@ -287,11 +288,10 @@ class Record:
             raise RecordError(f"{self.path}: damaged, nothing can be read: {problem}")
         return max(numbers)
 
-    def _of_kinds(self, *kinds: str) -> Iterator[KnobTurned | Rewound]:
-        marks = ", ".join("?" * len(kinds))
-        sql = f"SELECT {event_rows.PACKED} FROM events WHERE kind IN ({marks}) ORDER BY seq"
+    def _interventions_and_undos(self) -> Iterator[KnobTurned | Rewound]:
+        sql = f"SELECT {event_rows.PACKED} FROM events WHERE {_CHANGES} ORDER BY seq"
         try:
-            rows = self._connection.execute(sql, kinds).fetchall()
+            rows = self._connection.execute(sql).fetchall()
             found: Iterable[AnyEvent | None] = (self._unpacked("events", row) for row in rows)
         except sqlite3.DatabaseError:  # a part of the table or of its index is damaged
             found = self.events()
@@ -324,7 +324,8 @@ class Record:
                 return Place(last, found[0], max(0, step - found[1]))
             # The end of a segment that was left by an undo.
             newest = execute("SELECT ifnull(max(seq), 0) FROM steps WHERE segment = ?", (segment,)).fetchone()[0]
-            left = execute("SELECT min(seq) FROM events WHERE kind = 'rewound' AND seq > ?", (newest,)).fetchone()[0]
+            query = f"SELECT min(seq) FROM events WHERE kind = 'rewound' AND {_CHANGES} AND seq > ?"
+            left = execute(query, (newest,)).fetchone()[0]
             if left is None:
                 return None
             row = execute("SELECT max(seq) FROM steps WHERE seq < ?", (left,)).fetchone()[0]

@@ -22,7 +22,7 @@ CREATE INDEX steps_by_step ON steps (segment, first);
 CREATE TABLE events (
     seq INTEGER PRIMARY KEY, segment INTEGER NOT NULL, step INTEGER NOT NULL, after INTEGER NOT NULL,
     time REAL NOT NULL, kind TEXT NOT NULL, body NOT NULL, crc INTEGER NOT NULL);
-CREATE INDEX events_by_kind ON events (kind, seq);
+CREATE INDEX changes ON events (seq) WHERE kind IN ('intervention', 'rewound');
 CREATE TABLE checkpoints (
     id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, after INTEGER NOT NULL, segment INTEGER NOT NULL,
     step INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
@@ -72,6 +72,8 @@ def connect_to_write(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     connection = sqlite3.connect(path, timeout=0.1, isolation_level=None, check_same_thread=False)
     try:
+        # Every commit writes whole pages; with small ones, a batch is a few kilobytes.
+        connection.execute("PRAGMA page_size = 1024")
         version = version_of(connection)
         if version not in (0, VERSION):
             raise OtherVersionError(other_version(version))

@@ -284,6 +284,9 @@ class RecordWriter:
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
+            if error_code(error) == sqlite3.SQLITE_FULL:  # the log may be what fills the disk
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             # A reader of a record with a rollback journal holds it up for a moment.
             if error_code(error) != sqlite3.SQLITE_BUSY or self._waiting_bytes > MAX_WAITING // 2:
                 self.trouble = describe(error)
@@ -323,7 +326,7 @@ def describe(error: sqlite3.Error) -> str:
     """An error of SQLite in plain words."""
     match error_code(error):
         case sqlite3.SQLITE_FULL:
-            return "the disk is full"
+            return "disk full"
         case sqlite3.SQLITE_READONLY:
             return "its file is read-only"
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:

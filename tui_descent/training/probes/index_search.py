@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, jacrev
 
 # An eigenvalue is negative if it is below minus this share of the largest absolute one. Smaller ones are flat.
 FLAT = 0.01
-ITERATIONS = 60
+ITERATIONS = 30
 SMALL = 1e-8  # ‖∇L‖ at a critical point
 FIRST_DAMPING, LEAST_DAMPING = 1e-2, 1e-8
 TRIES = 8  # larger and larger dampings in one iteration
@@ -41,7 +41,18 @@ def index_at(loss: Callable[[Tensor], Tensor], weights: Tensor) -> int:
 
 
 def critical_point(loss: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor | None:
-    """The critical point to which minimising ‖∇L‖² leads from `weights`; None if the search does not converge.
+    """The critical point to which minimising ‖∇L‖² leads from `weights`; None if the search does not converge."""
+    search = search_steps(loss, weights)
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            found: Tensor | None = end.value
+            return found
+
+
+def search_steps(loss: Callable[[Tensor], Tensor], weights: Tensor) -> Generator[None, None, Tensor | None]:
+    """The same search, which pauses after each iteration.
 
     Damped Gauss-Newton steps: minima, saddles and maxima attract alike.
     """
@@ -64,4 +75,5 @@ def critical_point(loss: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor 
         else:
             return None
         weights, gradient, damping = tried, next_gradient, max(damping / 10, LEAST_DAMPING)
+        yield
     return None

@@ -39,12 +39,12 @@ def plain(value: object, *, what: str = "a snapshot", depth: int = 0) -> Any:
             return {_key(key, what): plain(one, what=what, depth=depth + 1) for key, one in value.items()}
         case torch.dtype() | torch.device():
             return str(value)
-    raise SnapshotError(f"{what} holds a {type(value).__name__}, which a snapshot on disk cannot hold")
+    raise SnapshotError(f"{what} holds an object of class {type(value).__name__}")
 
 
 def _on_host(tensor: Tensor, what: str) -> Tensor:
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_meta:
-        raise SnapshotError(f"{what} holds a {type(tensor).__name__} that a snapshot on disk cannot hold")
+        raise SnapshotError(f"{what} holds a {type(tensor).__name__} that cannot be saved")
     return tensor.detach().to("cpu", copy=True)
 
 
@@ -53,4 +53,4 @@ def _key(key: object, what: str) -> Any:
         return plain(key)
     if isinstance(key, tuple):
         return tuple(_key(one, what) for one in key)
-    raise SnapshotError(f"{what} has a {type(key).__name__} as a key, which a snapshot on disk cannot hold")
+    raise SnapshotError(f"{what} has an object of class {type(key).__name__} as a key")

@@ -75,7 +75,7 @@ def save_user_state(state: Mapping[str, object]) -> tuple[dict[str, Any], dict[s
     saved, left_out = {}, {}
     for name, obj in state.items():
         try:
-            saved[name] = plain(obj if _is_saved_itself(obj) else obj.state_dict(), what=f'state["{name[:40]}"]')  # type: ignore[attr-defined]
+            saved[name] = plain(obj if _is_saved_itself(obj) else obj.state_dict(), what="it")  # type: ignore[attr-defined]
         except SnapshotError as error:
             left_out[name] = str(error)
         except Exception as error:  # noqa: BLE001 - a user's `state_dict`

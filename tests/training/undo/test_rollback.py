@@ -1,0 +1,64 @@
+"""With `--rollback`, a run whose loss is not finite or far too high goes back and on with half of the rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from killed_run import Run, launch_of, losses_of
+
+from tui_descent.protocol.events import KnobTurned, Noted, Rewound, RunEnded
+from tui_descent.protocol.launch import Launch
+
+
+def hot(folder: Path, *, lr: float, depth: int = 3, optimizer: str = "sgd", **settings: Any) -> Launch:
+    folder.mkdir(exist_ok=True)
+    launch = launch_of(folder, plan=(), snapshot_every_s=None, **settings)
+    assert launch.scenario is not None
+    table = dict(launch.scenario)
+    table["model"] = {**table["model"], "activation": {"name": "relu"}, "norm": {"name": "none"}, "depth": depth}
+    table["schedule"] = {"name": "constant"}
+    table["optimizer"] = {"name": optimizer, "lr": lr}
+    table["run"] = {**table["run"], "steps": 40}
+    return type(launch)(**{name: getattr(launch, name) for name in launch.__struct_fields__} | {"scenario": table})
+
+
+def test_run_goes_back_with_half_of_the_rate_until_it_is_stable(tmp_path: Path) -> None:
+    run = Run(tmp_path, hot(tmp_path, lr=1000.0, rollback=20))
+    (ended,) = run.all(RunEnded)
+    assert ended.status == "finished"
+    turned = run.all(KnobTurned)
+    assert len(turned) > 2
+    assert {(event.source, event.knob) for event in turned} == {("rollback", "lr")}
+    rates = [float(event.new) for event in turned]
+    assert rates == pytest.approx([1000 * 0.5**n for n in range(1, len(rates) + 1)], rel=1e-4)
+    assert len(run.all(Rewound)) == len(turned)
+    texts = [note.text for note in run.all(Noted)]
+    assert [text[:15] for text in texts if "rollback" in text] == [
+        f"rollback {n} of 20"[:15] for n in range(1, len(turned) + 1)
+    ]
+    # Afterwards it is the run that had the last rate from the start.
+    last = max(segment for segment, _ in run.losses)
+    plain = Run(tmp_path / "plain", hot(tmp_path / "plain", lr=1000 * 0.5 ** len(rates)))
+    assert {step: loss for (segment, step), loss in run.losses.items() if segment == last} == losses_of(plain)
+
+
+def test_run_ends_as_diverged_after_the_last_rollback(tmp_path: Path) -> None:
+    run = Run(tmp_path, hot(tmp_path, lr=1e5, rollback=2))
+    (ended,) = run.all(RunEnded)
+    assert ended.status == "diverged"
+    assert len(run.all(KnobTurned)) == 2
+
+
+def test_no_rollback_without_the_option(tmp_path: Path) -> None:
+    run = Run(tmp_path, hot(tmp_path, lr=1e5))
+    assert run.all(RunEnded)[0].status == "diverged"
+    assert run.all(KnobTurned) == run.all(Rewound) == []
+
+
+def test_finite_but_diverged_run_goes_back(tmp_path: Path) -> None:
+    run = Run(tmp_path, hot(tmp_path, lr=3.0, optimizer="adam", rollback=3))
+    (note, *_) = [note.text for note in run.all(Noted) if "rollback" in note.text]
+    assert note.startswith("rollback 1 of 3: the loss has risen to ")
+    assert run.all(KnobTurned)[0].source == "rollback"
