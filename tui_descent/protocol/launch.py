@@ -232,7 +232,8 @@ def start_keeper(
     shared: list[int] = []
     if trainer is not None:
         shared = [trainer[0].fileno(), trainer[1]]
-        command += [PARENT_OPTION, *map(str, shared), *([] if trainer[2] is None else [str(trainer[2])])]
+        sent = [] if trainer[2] is None else [trainer[2]]
+        command += [PARENT_OPTION, *map(str, [*shared, os.getpid(), *sent])]
     elif listener is not None:
         shared = [listener.fileno()]
         command += [LISTENER_OPTION, *map(str, shared)]
