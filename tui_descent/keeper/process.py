@@ -1,8 +1,8 @@
 """The keeper's own process, started by a dashboard or by a user loop.
 
 `python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING PID [SENT] | --listener SOCKET]`; SOCKET and RING are
-inherited file descriptors, PID is the trainer that has started it. With SENT, this keeper takes the place of one that has died: the trainer sends its events
-again, except the first SENT.
+inherited file descriptors, PID is the trainer that has started it. With SENT, this keeper takes the place of one that
+has died: the trainer sends its events again, except the first SENT.
 """
 
 from __future__ import annotations
