@@ -1,14 +1,13 @@
 """The keeper's own process, started by a dashboard or by a user loop.
 
-`python -m tui_descent.keeper.process FOLDER [--parent PID SOCKET RING [SENT] | --listener SOCKET]`; SOCKET and RING
-are inherited file descriptors, and PID is the trainer's process. With SENT, this keeper takes the place of one that has
-died: the trainer sends its events again, except the first SENT.
+`python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING PID [SENT] | --listener SOCKET]`; SOCKET and RING are
+inherited file descriptors, PID is the trainer that has started it. With SENT, this keeper takes the place of one that
+has died: the trainer sends its events again, except the first SENT.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -46,7 +45,8 @@ def main(argv: list[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, stop)
         if is_child:
-            parent, link, file = shared[0], socket.socket(fileno=shared[1]), shared[2]
+            # The parent's number is passed, because the parent may have died already.
+            link, file, parent = socket.socket(fileno=shared[0]), shared[1], shared[2]
             adopt = partial(Trainer.adopt, link, file, parent=parent, launch=launch)
             ended = keeper.run(adopt, sent_before=shared[3] if takes_over else 0)
         else:

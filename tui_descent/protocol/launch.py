@@ -234,7 +234,7 @@ def start_keeper(
     if trainer is not None:
         shared = [trainer[0].fileno(), trainer[1]]
         sent = [] if trainer[2] is None else [trainer[2]]
-        command += [PARENT_OPTION, *map(str, [os.getpid(), *shared, *sent])]
+        command += [PARENT_OPTION, *map(str, [*shared, os.getpid(), *sent])]
     elif listener is not None:
         shared = [listener.fileno()]
         command += [LISTENER_OPTION, *map(str, shared)]
