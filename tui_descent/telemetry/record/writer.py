@@ -41,9 +41,9 @@ COMMIT_S = 0.1  # the longest time that an event waits for its commit
 LOOK_S = 0.5  # how often to check that the file is still there, and to try again to write it
 WELL_AFTER_S = 2.0  # recording goes on if there was no trouble for this long: a full disk may have room for a moment
 MAX_WAITING = 16 << 20  # bytes that wait in memory while nothing can be written
-# Readings are recorded at up to this many bytes per second on average: 11 MB an hour. The first ones, and those after
+# Readings are recorded at up to this many bytes per second on average: 9 MB an hour. The first ones, and those after
 # quiet times, may come faster.
-READINGS_PER_S, READINGS_AT_ONCE = 3_000, 1_000_000
+READINGS_PER_S, READINGS_AT_ONCE = 2_500, 1_000_000
 # A checkpoint is the whole history, so that a reader need not begin at the first step. There are between half of
 # MAX_CHECKPOINTS and all of them, or fewer if they are large.
 MAX_CHECKPOINTS, MAX_CHECKPOINT_BYTES = 64, 6 << 20
