@@ -83,6 +83,9 @@ def print_detached(history: History, run: str, come_back: str) -> None:
     """Print where a run is that goes on without a dashboard, and the command to come back to it."""
     place = f"at step {history.steps:,}" if history.started is not None else f"({history.state.state})"
     loss = f", loss {history.shown_loss:.3g}" if history.losses else ""
+    if history.state.state == "waiting":  # it ends when the last dashboard leaves
+        output.say(f"detached: {run} {place}{loss}; all steps done; see it again with: tui-descent replay {run}")
+        return
     output.say(f"detached: {run} {place}{loss}; come back with: {come_back}")
 
 

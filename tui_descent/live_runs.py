@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
@@ -25,7 +26,7 @@ from tui_descent.protocol.commands import (
 from tui_descent.protocol.events import CommandRejected, RunEnded
 from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.run_lock import has_keeper
-from tui_descent.run_list import find_run, list_runs
+from tui_descent.run_list import RunNotFoundError, find_run, list_runs
 from tui_descent.scenario import knobs
 from tui_descent.telemetry.jsonl import JsonLines
 
@@ -44,7 +45,17 @@ ENDS_WITHIN_S = 20.0  # from the last event to the end of the keeper
 
 def find_live(text: str | None, runs_dir: str | None) -> Launch:
     """The settings of a live run. Raises `RunNotFoundError`, `ChannelError` or `OSError`."""
-    return Launch.read(find_run(text, runs_dir, live=True).folder)
+    ended = ""
+    try:
+        return Launch.read(find_run(text, runs_dir, live=True).folder)
+    except RunNotFoundError:
+        if text is None:
+            raise
+        with contextlib.suppress(RunNotFoundError):
+            ended = find_run(text, runs_dir, live=False).run
+        if ended:
+            raise RunNotFoundError(f"{ended} has ended; look at it again with: tui-descent replay {ended}") from None
+        raise
 
 
 def come_back(launch: Launch) -> str:

@@ -126,8 +126,7 @@ def test_schedule_is_not_stretched() -> None:
     for more, goes_on in (
         ('[schedule]\nname = "cosine"', False),
         ('[schedule]\nname = "plateau"', True),
-        ('[schedule]\nname = "step"\nevery = 7', True),
-        ('[schedule]\nname = "step"', False),
+        ('[schedule]\nname = "step"\nevery = 7', False),
     ):
         file = scenario_file(small("run.steps=10", more=more), turns, run="r", steps=30)
         assert from_text(file.text, source="t").run.steps == (30 if goes_on else 10)

@@ -6,16 +6,14 @@ import os
 import random
 import select
 import signal
-import time
 from pathlib import Path
 
 import pytest
 from attended import Attended, Start, Viewer
-from runs import WITHIN_S, Live, children, run
+from runs import WITHIN_S, Live, children, run, wait_until_free
 
 from tui_descent.protocol.commands import Pause, Stop, TurnKnob
 from tui_descent.protocol.events import HistorySent, KnobTurned, RunEnded, StepsCompleted
-from tui_descent.protocol.run_lock import is_held
 from tui_descent.telemetry.record import Record
 
 FAST = ("run.steps=200000", "run.evaluate_every=0")
@@ -121,10 +119,7 @@ def test_run_stops_when_its_command_in_the_foreground_is_killed(home: Path) -> N
         assert select.select([ended], [], [], WITHIN_S)[0]
         os.close(ended)
     (folder,) = (home / "runs").iterdir()
-    end_s = time.monotonic() + WITHIN_S
-    while is_held(folder):  # by the keeper that records the end
-        assert time.monotonic() < end_s
-        time.sleep(0.05)
+    wait_until_free(folder)
     losses, _ = recorded(folder)
     assert len(losses) > 100
     with Record.open(folder) as record:

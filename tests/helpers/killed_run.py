@@ -12,7 +12,7 @@ import torch
 from fake_keeper import FakeKeeper
 from torch import Tensor
 
-from tui_descent.protocol.commands import Undo
+from tui_descent.protocol.commands import AnyCommand, Stop, Undo
 from tui_descent.protocol.launch import Launch
 from tui_descent.scenario.toml import from_text, to_table
 from tui_descent.training import scenario_run
@@ -52,10 +52,10 @@ class Killed(BaseException):
 class Run:
     """One part of a run, from its start or its resumption to its end or its death."""
 
-    def __init__(self, folder: Path, launch: Launch, *, kill_at: int | None = None, undo_at: int | None = None) -> None:
+    def __init__(self, folder: Path, launch: Launch, *, kill_at: int | None = None, **commands: int) -> None:
         self.keeper = FakeKeeper(folder)
         self.keeper.link.launch = launch
-        killed = Killer(self.keeper, kill_at, undo_at)
+        killed = Killer(self.keeper, kill_at, **commands)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(build.Setup, "loss", lambda setup: killed.loss(setup))
             with contextlib.suppress(Killed):
@@ -70,17 +70,20 @@ class Run:
 
 
 class Killer:
-    """Computes the loss, but dies instead of making update `kill_at`; an undo arrives before update `undo_at`."""
+    """Computes the loss, but dies instead of making update `kill_at`. An undo arrives before update `undo_at`, the
+    command to stop before update `stop_at`.
+    """
 
-    def __init__(self, keeper: FakeKeeper, kill_at: int | None, undo_at: int | None) -> None:
-        self.keeper, self.kill_at, self.undo_at, self.calls = keeper, kill_at, undo_at, 0
+    def __init__(self, keeper: FakeKeeper, kill_at: int | None, *, undo_at: int = -1, stop_at: int = -1) -> None:
+        self.keeper, self.kill_at, self.calls = keeper, kill_at, 0
+        self.commands: dict[int, AnyCommand] = {undo_at: Undo(), stop_at: Stop()}
         self.original: Callable[[build.Setup], Tensor] = build.Setup.loss
 
     def loss(self, setup: build.Setup) -> Tensor:
         loss = self.original(setup)
         self.calls += 1
-        if self.calls == self.undo_at:
-            self.keeper.send(Undo())
+        if self.calls in self.commands:
+            self.keeper.send(self.commands[self.calls])
         if self.calls - 1 == self.kill_at:
             raise Killed
         return loss

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tui_descent.protocol.run_lock import is_held
 from tui_descent.telemetry.record import Record
 
 TUI = (sys.executable, "-m", "tui_descent")
@@ -202,6 +203,14 @@ def stop_keepers(home: Path) -> None:
                 os.kill(pid, signal.SIGTERM)
                 select.select([ended], [], [], WITHIN_S)
                 os.close(ended)
+
+
+def wait_until_free(folder: Path) -> None:
+    """Wait until no process works for a run any more, such as the keeper that records its end."""
+    end_s = time.monotonic() + WITHIN_S
+    while is_held(folder):
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
 
 
 def left_behind(home: Path) -> list[str]:

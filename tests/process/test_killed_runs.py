@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import tiny_trainer
-from runs import TUI, WITHIN_S, Live, children, recorded, run
+from runs import TUI, WITHIN_S, Live, children, recorded, run, wait_until_free
 
 from tui_descent.paths import new_run
 
@@ -25,10 +25,11 @@ def test_a_killed_run_leaves_its_record(home: Path) -> None:
         (trainer,) = children(live.process.pid)
         live.process.kill()
         wait_for_end(trainer)
-    assert len(list((home / "runs").iterdir())) == 1
+    (folder,) = (home / "runs").iterdir()
+    wait_until_free(folder)
     assert run("exec", "--headless", "--", TUI[0], tiny_trainer.__file__, "3").code == 0
     (killed, steps), ended = recorded(home)
-    assert (killed, steps > 0, ended) == ("running", True, ("finished", 3))
+    assert (killed, steps > 0, ended) == ("stopped", True, ("finished", 3))
 
 
 def test_folder_of_a_run_that_was_killed_before_its_first_step_is_removed(home: Path) -> None:

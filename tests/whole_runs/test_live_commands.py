@@ -13,7 +13,7 @@ from same_process import AttendedHere
 from tui_descent import cli
 from tui_descent.protocol.commands import Pause
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, RunEnded
-from tui_descent.protocol.run_lock import has_keeper
+from tui_descent.protocol.run_lock import has_keeper, keep_folder
 from tui_descent.telemetry.record import Record
 
 
@@ -117,3 +117,6 @@ def test_stop_waits_for_the_end_and_says_how_it_ended(
     (line, *_) = capsys.readouterr().out.splitlines()
     assert line.startswith("healthy: stopped · ")
     assert viewer.until_event(RunEnded).status == "stopped"
+    keep_folder(live.launch.path)  # as at the end of the keeper's process
+    assert cli.main(["send", "heal", "pause"]) == 2
+    assert f"{live.launch.run} has ended; look at it again with: " in capsys.readouterr().err

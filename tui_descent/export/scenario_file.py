@@ -77,10 +77,10 @@ def _steps(scenario: Scenario, turned: Sequence[KnobTurned], steps: int) -> tupl
     planned = scenario.run.steps
     if steps <= planned:
         return planned, []
-    specs = [(scenario.schedule, 0)]
-    specs += [(knobs.spec_of(turn.again), turn.step) for turn in turned if turn.knob == "schedule"]
-    # A schedule that starts after the planned end covers one update.
-    if all(_same(spec, max(planned - begin, 1), max(steps - begin, 1)) for spec, begin in specs):
+    specs: list[ScheduleSpec] = [scenario.schedule]
+    specs += [knobs.spec_of(turn.again) for turn in turned if turn.knob == "schedule"]
+    # The other schedules stay at their last value from the planned end on, and would be stretched.
+    if all(spec.name in ("constant", "plateau") for spec in specs):
         return steps, []
     return planned, [
         f"the run went on to step {steps:,}, but its schedule ends at step {planned:,}, and so does this scenario"
@@ -94,16 +94,6 @@ def _cut(spec: ScheduleSpec, total: int) -> ScheduleSpec:
     resolved = schedules.resolve_schedule(spec, total)
     lengths = {field: getattr(resolved, field) for field in ("warmup", "decay") if field in schedules.FIELDS[spec.name]}
     return msgspec.structs.replace(spec, **lengths)
-
-
-def _same(spec: ScheduleSpec, before: int, after: int) -> bool:
-    """Whether a schedule is the same for another total number of updates."""
-    if spec.name == "constant":
-        return True
-    if spec.name not in ("plateau", "step"):
-        return False
-    first, second = (schedules.resolve_schedule(spec, total) for total in (before, after))
-    return msgspec.structs.replace(first, total=after) == second
 
 
 def to_toml(scenario: Scenario) -> str:

@@ -291,6 +291,8 @@ class CommandHandler:
             )
         )
         self._layers.report()
+        if self.disk is not None:  # those of the undone steps are removed
+            self.disk.save_if_cheap(f"after {'an undo' if back else 'a redo'}")
         return what
 
     def roll_back(self, highest_loss: float = math.inf) -> bool:

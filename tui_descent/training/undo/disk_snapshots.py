@@ -15,13 +15,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tui_descent.protocol.events import SnapshotSaved
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.knobs.context import KnobContext
 from tui_descent.training.undo import snapshot_file
-from tui_descent.training.undo.memory_budget import bytes_needed
+from tui_descent.training.undo.memory_budget import bytes_needed, free_bytes
 from tui_descent.training.undo.saved_run import save_run
 from tui_descent.training.undo.snapshot_file import SnapshotError, SnapshotFile
 from tui_descent.training.undo.user_state import save_user_state
@@ -30,6 +31,7 @@ KEEP = 3
 SHARE = 0.01  # the largest share of the time that snapshots may take
 MAX_BYTES = 2_000_000_000  # of all snapshots of a run, by default
 DISK_SHARE = 0.1  # of the free space that they may take, by default
+MEMORY_SHARE = 0.5  # the largest share of the free memory that the copy of the state may take
 WRITES_BYTES_PER_S = 200e6  # assumed before the first snapshot
 Content = dict[str, Any]
 
@@ -99,12 +101,10 @@ class DiskSnapshots:
         start_s, progress = time.monotonic(), self._progress
         self._due_s = start_s + self._every_s
         try:
+            self._check_size()
             content = self._content()
-            nbytes = sum(tensor.nbytes for tensor in _tensors(content))
             if not _is_finite(content):
                 return
-            if nbytes > self.limit_bytes:
-                raise SnapshotError(f"one takes {_size(nbytes)}, the limit is {_size(self.limit_bytes)}")
         except Exception as error:  # noqa: BLE001 - a user's objects may raise anything
             self._note(error)
             return
@@ -147,8 +147,18 @@ class DiskSnapshots:
     def _expected_s(self) -> float:
         if self._cost_s is not None:
             return self._cost_s
-        needed = bytes_needed(self._context.model, *(one.optimizer for one in self._context.optimizers))
-        return 0.02 + needed / WRITES_BYTES_PER_S
+        return 0.02 + self._bytes_needed() / WRITES_BYTES_PER_S
+
+    def _bytes_needed(self) -> int:
+        return bytes_needed(self._context.model, *(one.optimizer for one in self._context.optimizers))
+
+    def _check_size(self) -> None:
+        """Raises `SnapshotError` if the state is too large for the limit, or for a copy in memory."""
+        needed, limit, free = self._bytes_needed(), self.limit_bytes, free_bytes(torch.device("cpu"))
+        if needed > limit:
+            raise SnapshotError(f"one takes {_size(needed)}, the limit is {_size(limit)} (--snapshot-size)")
+        if needed > MEMORY_SHARE * free:
+            raise SnapshotError(f"one takes {_size(needed)} of memory, and only {_size(free)} are free")
 
     def _content(self) -> Content:
         user_state, left_out = save_user_state(self._user_state)
@@ -233,4 +243,4 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e6:,.0f} MB"
+    return f"{nbytes / 1e6:,.3g} MB" if nbytes < 1e9 else f"{nbytes / 1e9:,.3g} GB"

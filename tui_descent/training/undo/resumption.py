@@ -77,11 +77,12 @@ def plan_after(plan: list[tuple[int, TurnKnob | str]], resume: Resume, found: Re
         if one.id > found.interventions
     ]
     played = [_what(command) for command in resume.played]
+    planned = max(resume.planned, found.step)
     left: Plan = []
     for at, entry in plan:
-        if at == resume.planned and isinstance(entry, TurnKnob) and _what(entry) in played:
+        if at == planned and isinstance(entry, TurnKnob) and _what(entry) in played:
             played.remove(_what(entry))
-        elif at >= resume.planned:
+        elif at >= planned:
             left.append((at, entry))
     return replayed + left
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -108,6 +109,7 @@ class Resuming:
         progress.segment = progress.segments = resume.segment
         progress.step, progress.interventions = found.step, resume.interventions
         progress.parents = {**found.parents, resume.segment: (found.segment, found.step + 1)}
+        progress.start_s = time.perf_counter() - found.elapsed_s
         self._control.resume(found)
 
     def _save_on_disk(self) -> None:
