@@ -156,7 +156,7 @@ class RecordWriter:
         self._wait(_INSERT_EVENT, (seq, *place, after, time.time(), event_rows.kind_of(event), body, crc), len(body))
         self._since_checkpoint += EVENT_COST
         if isinstance(event, KnobTurned | Rewound | RunEnded):
-            self.commit()
+            self.commit(checkpoint=False)  # somebody waits for the reply
 
     def _note(self, event: AnyEvent) -> None:
         """Note what the event changes in the table `about`."""
@@ -262,8 +262,11 @@ class RecordWriter:
             self._waiting, self._waiting_bytes, self._row = [], 0, None
             self.trouble = "its file was removed"
 
-    def commit(self) -> None:
-        """Write everything that was added, in one transaction. If that fails, `trouble` says why."""
+    def commit(self, *, checkpoint: bool = True) -> None:
+        """Write everything that was added, in one transaction, with a checkpoint if one is due.
+
+        If that fails, `trouble` says why.
+        """
         connection = self._connection
         if connection is None:  # the file was removed
             return
@@ -278,7 +281,7 @@ class RecordWriter:
             if self._row is not None and self._row_changed:
                 connection.execute(_INSERT_STEPS, self._row.packed())
             connection.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", about.items())
-            if self._since_checkpoint >= self._spacing:
+            if checkpoint and self._since_checkpoint >= self._spacing:
                 self._add_checkpoint(connection)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
