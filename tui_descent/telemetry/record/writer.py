@@ -38,6 +38,7 @@ from tui_descent.telemetry.record.schema import RECORD_FILE, connect_to_write, e
 from tui_descent.telemetry.record.step_rows import StepRow, checksum
 
 COMMIT_S = 0.1  # the longest time that an event waits for its commit
+MANY_WAITING = 64 << 10  # bytes that are written without waiting: to print so many steps may take seconds
 LOOK_S = 0.5  # how often to check that the file is still there, and to try again to write it
 WELL_AFTER_S = 2.0  # recording goes on if there was no trouble for this long: a full disk may have room for a moment
 MAX_WAITING = 16 << 20  # bytes that wait in memory while nothing can be written
@@ -199,6 +200,8 @@ class RecordWriter:
             self._since_checkpoint += count
             self._segment, self._steps = event.segment, event.first + count
             self.set(segment=event.segment, step=self._steps, loss=event.losses[-1])
+        if self._waiting_bytes > MANY_WAITING and not self.trouble:
+            self.commit(checkpoint=False)
 
     def _row_ended(self) -> None:
         """Let the newest row of steps wait for the next commit; the next steps get a row of their own."""
