@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,6 +20,9 @@ from tui_descent.protocol.launch import Launch
 from tui_descent.run_list import RunFolder, RunNotFoundError, find_run, is_live, list_runs
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.record import Record, RecordError, RunInfo
+
+if TYPE_CHECKING:
+    from tui_descent.dashboard.view import Compared
 
 USAGE = 2
 LEFT_OUT = ("title", "story", "theme", "sources", "claim", "cause_off", "remedy")  # not parameters of a run
@@ -205,6 +208,21 @@ def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
     return places
 
 
+def compared_run(name: str, runs_dir: str | None) -> Compared:
+    """The loss of a recorded run, to draw beside that of another run.
+
+    Raises `RunNotFoundError`, `RecordError`, and `ChannelError` if the path of the runs folder cannot be used.
+    """
+    from tui_descent.dashboard.view import Compared
+
+    run = find_run(name, runs_dir, recorded=True)
+    with Record.open(run.folder) as record:
+        history = record.history()
+    if history.segment not in history.losses:
+        raise RecordError(f"{run.run} has no loss to compare with")
+    return Compared(run.run, history.losses[history.segment], history.steps)
+
+
 def replay(args: argparse.Namespace) -> int:
     """Open the dashboard over a record. Returns the exit code."""
     if not output.on_a_terminal():
@@ -216,15 +234,16 @@ def replay(args: argparse.Namespace) -> int:
     with contextlib.suppress(OSError, msgspec.DecodeError):
         launch = Launch.read(found.folder)
     try:
+        compared = None if args.ghost is None else compared_run(args.ghost, args.runs_dir)
         with Record.open(found.folder) as record:
             output.draw_on_stdout()
             from tui_descent.dashboard.replay import replay as show
 
-            left = show(record, launch)
+            left = show(record, launch, compared)
             if record.damage:
                 output.say(f"tui-descent: {record.damage}")
             return left.code
-    except RecordError as error:
+    except (RunNotFoundError, RecordError) as error:
         return _usage(str(error))
 
 
