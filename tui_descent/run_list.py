@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from tui_descent.paths import runs_folder
+from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.launch import LAUNCH_FILE, Launch
 from tui_descent.protocol.run_lock import LOCK_FILE
 from tui_descent.telemetry.record import RECORD_FILE
@@ -50,10 +51,13 @@ def is_live(folder: Path) -> bool:
 def list_runs(runs_dir: str | None = None) -> list[RunFolder]:
     """All runs that are live or have a record, the newest first. Folders of other users are left out.
 
-    Raises `ChannelError` if the path of the runs folder cannot be used.
+    Raises `ChannelError` if the runs folder cannot be used.
     """
     found: list[tuple[int, RunFolder]] = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(runs_folder(runs_dir)) as entries:
+    runs = runs_folder(runs_dir)
+    if runs.is_dir() and not os.access(runs, os.R_OK | os.X_OK):
+        raise ChannelError(f"no permission to read the folder {runs}; choose another with --runs-dir")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(runs) as entries:
         for entry in entries:
             folder = Path(entry.path)
             with contextlib.suppress(OSError, msgspec.DecodeError):

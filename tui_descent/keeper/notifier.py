@@ -29,6 +29,7 @@ from tui_descent.protocol.launch import (
     KEEPER_LOG_FILE,
     Launch,
     command_environment,
+    open_log,
 )
 from tui_descent.telemetry.diagnosis.findings import FINE
 from tui_descent.telemetry.history import History
@@ -164,7 +165,7 @@ class Notifier:
             if name not in (ENV_FOLDER, ENV_LINK, ENV_RING)  # a run that the command starts is not this run
         }
         try:
-            with open(self._launch.path / KEEPER_LOG_FILE, "ab") as log:
+            with open_log(self._launch.path / KEEPER_LOG_FILE) as log:
                 process = subprocess.Popen(
                     [*self._command, text],
                     stdin=subprocess.DEVNULL,

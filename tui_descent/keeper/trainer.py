@@ -29,6 +29,7 @@ from tui_descent.protocol.launch import (
     module_command,
     module_environment,
     open_connection,
+    open_log,
 )
 from tui_descent.protocol.ring import Ring
 from tui_descent.protocol.run_lock import lock_fds
@@ -52,7 +53,7 @@ class Script:
         """Start the command of a run on a terminal of its own. Raises `OSError`."""
         assert launch.command is not None
         ours, theirs = socket_pair()
-        with theirs, (launch.path / KEEPER_LOG_FILE).open("ab") as log:
+        with theirs, open_log(launch.path / KEEPER_LOG_FILE) as log:
             numbers = map(str, (theirs.fileno(), *inherited, *launch.terminal_size))
             try:
                 process = subprocess.Popen(
@@ -125,7 +126,7 @@ class Trainer:
     @classmethod
     def start(cls, launch: Launch) -> Trainer:
         """Start the scenario's trainer or the user's command; its output goes to the run's log. Raises `OSError`."""
-        with open_connection(launch) as (ours, theirs, file), (launch.path / LOG_FILE).open("ab") as log:
+        with open_connection(launch) as (ours, theirs, file), open_log(launch.path / LOG_FILE) as log:
             handed = {ENV_FOLDER: launch.folder, ENV_LINK: describe_fd(theirs.fileno()), ENV_RING: describe_fd(file)}
             if launch.command is not None:
                 script = Script.start(launch, module_environment() | handed, [theirs.fileno(), file])

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
             if found.st_uid != os.getuid() or found.st_mode & 0o022:
                 raise PermissionError(errno.EPERM, "another user can have written this file", str(path))
             return msgspec.json.decode(file.read(), type=cls)
+
+
+def open_log(path: Path) -> BufferedWriter:
+    """Open a log to append to it. Other users cannot read what this creates."""
+    return open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab")
 
 
 def unreachable(folder: Path) -> str:
@@ -238,7 +244,7 @@ def start_keeper(
     elif listener is not None:
         shared = [listener.fileno()]
         command += [LISTENER_OPTION, *map(str, shared)]
-    with (launch.path / KEEPER_LOG_FILE).open("ab") as log:
+    with open_log(launch.path / KEEPER_LOG_FILE) as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
