@@ -17,7 +17,8 @@ from tui_descent import output
 from tui_descent.export.errors import ExportError
 from tui_descent.protocol.channel import ChannelError, remove_dead_socket
 from tui_descent.protocol.launch import Launch
-from tui_descent.run_list import RunFolder, RunNotFoundError, find_run, is_live, list_runs
+from tui_descent.protocol.run_lock import is_held
+from tui_descent.run_list import RunFolder, RunNotFoundError, find_run, list_runs
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.record import Record, RecordError, RunInfo
 
@@ -144,7 +145,7 @@ def _delete(runs: Sequence[RunFolder]) -> int:
     for run in runs:
         bytes_used = _size(run.folder)
         try:
-            if is_live(run.folder):  # it was resumed just now
+            if is_held(run.folder):  # it was resumed just now
                 continue
             with contextlib.suppress(OSError, msgspec.DecodeError):
                 if socket := Launch.read(run.folder).socket:
@@ -161,7 +162,7 @@ def _delete(runs: Sequence[RunFolder]) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Print what differs between two runs. Returns the exit code."""
-    found = _named(lambda: [find_run(name, args.runs_dir) for name in args.names])
+    found = _named(lambda: [find_run(name, args.runs_dir, newest=True) for name in args.names])
     if isinstance(found, int):
         return found
     try:
@@ -215,7 +216,7 @@ def compared_run(name: str, runs_dir: str | None) -> Compared:
     """
     from tui_descent.dashboard.view import Compared
 
-    run = find_run(name, runs_dir, recorded=True)
+    run = find_run(name, runs_dir, recorded=True, newest=True)
     with Record.open(run.folder) as record:
         history = record.history()
     if history.segment not in history.losses:
@@ -227,7 +228,7 @@ def replay(args: argparse.Namespace) -> int:
     """Open the dashboard over a record. Returns the exit code."""
     if not output.on_a_terminal():
         return _usage("replay needs a terminal; to print a run: tui-descent export RUN --to jsonl")
-    found = _named(lambda: find_run(args.name, args.runs_dir, recorded=True))
+    found = _named(lambda: find_run(args.name, args.runs_dir, recorded=True, newest=True))
     if isinstance(found, int):
         return found
     launch = None
@@ -249,7 +250,7 @@ def replay(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write a run in another format. Returns the exit code."""
-    found = _named(lambda: find_run(args.name, args.runs_dir))
+    found = _named(lambda: find_run(args.name, args.runs_dir, newest=True))
     if isinstance(found, int):
         return found
     try:
