@@ -40,7 +40,7 @@ from tui_descent.telemetry.record import writer as writing
 from tui_descent.telemetry.record.byte_rate import ByteRate
 
 W1 = ("model.depth=30", "model.width=64", "data.batch_size=64", 'optimizer.name="sgd"', "run.threads=1")
-WARM_UP = 1000  # steps that are not counted
+WARM_UP = 300  # steps that are not counted
 HOUR_S = 3600
 OPENING = """
 import json, random, resource, sys, time

@@ -19,9 +19,10 @@ from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.race import Lane
 from tui_descent.protocol.run_lock import keep_folder
 from tui_descent.run_actions import duration, megabytes
+from tui_descent.run_list import RunNotFoundError
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
-from tui_descent.telemetry.record import RECORD_FILE, RecordWriter
+from tui_descent.telemetry.record import RECORD_FILE, RecordError, RecordWriter
 
 SCENARIO = {"title": "t", "optimizer": {"name": "sgd", "lr": 0.1}, "run": {"steps": 3, "seed": 0}}
 EVENTS: list[AnyEvent] = [
@@ -79,6 +80,18 @@ def test_the_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = [line for line in lines if line["run"] == run]
     assert (line["state"], line["live"], line["step"], line["loss"]) == ("lost", False, 1, "inf")
     assert line["size"] >= (Path(line["folder"]) / RECORD_FILE).stat().st_size
+
+
+def test_loss_of_a_recorded_run_to_compare_with() -> None:
+    run = record("healthy", EVENTS)
+    found = run_actions.compared_run("heal", None)
+    assert (found.label, found.steps) == (run, 3)
+    assert [values[2] for _, values in found.losses.window(1, 0, 2)] == [2.0, 1.0]
+    record("empty", [started(2)])
+    with pytest.raises(RecordError, match="has no loss"):
+        run_actions.compared_run("empty", None)
+    with pytest.raises(RunNotFoundError, match="no such run"):
+        run_actions.compared_run("x", None)
 
 
 def test_no_runs_are_an_empty_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,3 +80,11 @@ def test_any_text_is_only_a_name(text: str, three: tuple[str, str, str]) -> None
     with pytest.raises(RunNotFoundError) as raised:
         find_run(text)
     assert str(raised.value).isprintable()
+
+
+def test_newest_run_of_a_name_is_meant_where_that_is_asked_for(three: tuple[str, str, str]) -> None:
+    _, newest, live = three
+    assert find_run("vanishing", newest=True).run == newest
+    assert find_run(live, newest=True).run == live
+    with pytest.raises(RunNotFoundError, match="2 runs begin so"):
+        find_run("van", newest=True)

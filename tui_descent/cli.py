@@ -267,6 +267,7 @@ def _add_live(commands: Any) -> None:
     )
     attach.add_argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; by default the newest live run")
     attach.add_argument("--read-only", action="store_true", help="only look: no key changes the run")
+    attach.add_argument("--ghost", metavar="RUN", help=run_commands.GHOST_HELP)
     attach.set_defaults(command=_attach)
     send = commands.add_parser(
         "send",
@@ -729,13 +730,16 @@ def _attach(args: argparse.Namespace) -> int:
     from tui_descent.protocol.channel import ChannelError
     from tui_descent.protocol.launch import LOG_FILE
     from tui_descent.protocol.run_lock import is_held
+    from tui_descent.run_actions import compared_run
     from tui_descent.run_list import RunNotFoundError
+    from tui_descent.telemetry.record import RecordError
 
     if not on_a_terminal():
         return _usage("attach needs a terminal; without one, use tui-descent send or tui-descent stop")
     try:
         launch = live_runs.find_live(args.run, args.runs_dir)
-    except (RunNotFoundError, ChannelError, OSError) as error:
+        compared = None if args.ghost is None else compared_run(args.ghost, args.runs_dir)
+    except (RunNotFoundError, ChannelError, OSError, RecordError) as error:
         return _usage(str(error))
     if launch.socket is None:
         return _usage(f"{launch.run} has no socket, so nobody can attach to it")
@@ -751,6 +755,7 @@ def _attach(args: argparse.Namespace) -> int:
         keeper_gone=lambda: not is_held(launch.path),
         run_lives=lambda: is_held(launch.path),
         read_only=args.read_only,
+        compared=compared,
         come_back=lambda: live_runs.come_back(launch),
     )
     if not left.run_goes_on:

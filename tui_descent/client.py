@@ -48,17 +48,27 @@ class Client:
 
     def request(self, command: AnyCommand) -> Reply:
         """Send a command and wait for its reply. Raises `ClientError`."""
-        self._requests += 1
-        self._peer.send(Request(request=self._requests, command=command, source="send"))
+        number = self.send(command)
         replies: list[Reply] = []
 
         def is_reply(message: ToViewer) -> bool:
-            if isinstance(message, Reply) and (message.client, message.request) == (self._number, self._requests):
-                replies.append(message)
+            if (reply := self.reply_in(message, number)) is not None:
+                replies.append(reply)
             return bool(replies)
 
         self.wait(is_reply)
         return replies[0]
+
+    def send(self, command: AnyCommand) -> int:
+        """Send a command; returns the number of the request."""
+        self._requests += 1
+        self._peer.send(Request(request=self._requests, command=command, source="send"))
+        return self._requests
+
+    def reply_in(self, message: ToViewer, number: int) -> Reply | None:
+        """The message, if it is the reply to this request."""
+        ours = isinstance(message, Reply) and (message.client, message.request) == (self._number, number)
+        return message if ours and isinstance(message, Reply) else None
 
     def wait(self, wanted: Callable[[ToViewer], bool], tick: Callable[[], None] = lambda: None) -> None:
         """Wait for a message that is `wanted`; call `tick` now and then. Raises `ClientError`."""

@@ -23,7 +23,7 @@ from tui_descent.protocol.commands import (
     TurnKnob,
     Undo,
 )
-from tui_descent.protocol.events import CommandRejected, RunEnded
+from tui_descent.protocol.events import CommandRejected, RunEnded, ToViewer
 from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.run_lock import has_keeper
 from tui_descent.run_list import RunNotFoundError, find_run, list_runs
@@ -40,6 +40,7 @@ WORDS: dict[str, AnyCommand] = {
 }
 REDRAW_S = 0.2
 REJECTED_ENDS_WITHIN_S = 2.0
+HINT_AFTER_S = 10.0  # how long `stop` waits before it names `--kill`
 ENDS_WITHIN_S = 20.0  # from the last event to the end of the keeper
 
 
@@ -109,10 +110,16 @@ def send(launch: Launch, text: str, *, dry_run: bool) -> int:
 def stop(launch: Launch, *, kill: bool) -> int:
     """Stop a run and wait until it has ended. Returns the exit code. Raises `ClientError`."""
     with connected(launch, "stop") as client:
-        reply = client.request(Stop(kill=kill)) if client.history.ended is None else None
-        progress = _Progress(client, rejected=reply if isinstance(reply, CommandRejected) else None)
+        progress = _Progress(client, launch.run)
         if client.history.ended is None:
-            client.wait(lambda message: isinstance(message, RunEnded), progress.tick)
+            number = client.send(Stop(kill=kill))
+
+            def is_end(message: ToViewer) -> bool:
+                if isinstance(reply := client.reply_in(message, number), CommandRejected):
+                    progress.reject(reply.reason)
+                return isinstance(message, RunEnded)
+
+            client.wait(is_end, progress.tick)
         progress.clear()
     await_end(launch)
     print_summary(client.history)
@@ -129,19 +136,28 @@ def await_end(launch: Launch) -> None:
 class _Progress:
     """The line on stderr that shows what a run that is to end still does.
 
-    If the request was `rejected`, the run may have ended at that moment. Otherwise `tick` raises `ClientError`.
+    If the request is rejected, the run may have ended at that moment. Otherwise `tick` raises `ClientError`.
     """
 
-    def __init__(self, client: Client, *, rejected: CommandRejected | None) -> None:
-        self._rejected = rejected
+    def __init__(self, client: Client, run: str) -> None:
+        self._rejected, self._rejected_s = "", 0.0
+        self._hint = f"tui-descent: still waiting; to end it at once: tui-descent stop {run} --kill"
         self._client, self._is_live = client, sys.stderr.isatty()
         self._begun_s = time.monotonic()
         self._due_s, self._width = 0.0, 0
 
+    def reject(self, reason: str) -> None:
+        """Note that the run has rejected the request to stop."""
+        self._rejected, self._rejected_s = reason, time.monotonic()
+
     def tick(self) -> None:
         now_s = time.monotonic()
-        if self._rejected is not None and now_s > self._begun_s + REJECTED_ENDS_WITHIN_S:
-            raise ClientError(self._rejected.reason)
+        if self._rejected and now_s > self._rejected_s + REJECTED_ENDS_WITHIN_S:
+            raise ClientError(self._rejected)
+        if self._hint and now_s > self._begun_s + HINT_AFTER_S:
+            self.clear()
+            output.say(self._hint)
+            self._hint = ""
         if not self._is_live or now_s < self._due_s:
             return
         self._due_s = now_s + REDRAW_S

@@ -33,7 +33,7 @@ def recorded(name: str | None, runs_dir: str | None = None) -> Launch:
 
     Raises `CannotResumeError` if it is live or a race, `RunNotFoundError`, and `ChannelError`.
     """
-    run = find_run(name, runs_dir)
+    run = find_run(name, runs_dir, newest=True)
     if run.live:
         raise CannotResumeError(f"{run.run} has not ended; open it with: tui-descent attach {run.run}")
     try:

@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,9 +17,13 @@ from tui_descent import output
 from tui_descent.export.errors import ExportError
 from tui_descent.protocol.channel import ChannelError, remove_dead_socket
 from tui_descent.protocol.launch import Launch
-from tui_descent.run_list import RunFolder, RunNotFoundError, find_run, is_live, list_runs
+from tui_descent.protocol.run_lock import is_held
+from tui_descent.run_list import RunFolder, RunNotFoundError, find_run, list_runs
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.record import Record, RecordError, RunInfo
+
+if TYPE_CHECKING:
+    from tui_descent.dashboard.view import Compared
 
 USAGE = 2
 LEFT_OUT = ("title", "story", "theme", "sources", "claim", "cause_off", "remedy")  # not parameters of a run
@@ -141,7 +145,7 @@ def _delete(runs: Sequence[RunFolder]) -> int:
     for run in runs:
         bytes_used = _size(run.folder)
         try:
-            if is_live(run.folder):  # it was resumed just now
+            if is_held(run.folder):  # it was resumed just now
                 continue
             with contextlib.suppress(OSError, msgspec.DecodeError):
                 if socket := Launch.read(run.folder).socket:
@@ -158,7 +162,7 @@ def _delete(runs: Sequence[RunFolder]) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Print what differs between two runs. Returns the exit code."""
-    found = _named(lambda: [find_run(name, args.runs_dir) for name in args.names])
+    found = _named(lambda: [find_run(name, args.runs_dir, newest=True) for name in args.names])
     if isinstance(found, int):
         return found
     try:
@@ -205,32 +209,48 @@ def _flat(table: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
     return places
 
 
+def compared_run(name: str, runs_dir: str | None) -> Compared:
+    """The loss of a recorded run, to draw beside that of another run.
+
+    Raises `RunNotFoundError`, `RecordError`, and `ChannelError` if the path of the runs folder cannot be used.
+    """
+    from tui_descent.dashboard.view import Compared
+
+    run = find_run(name, runs_dir, recorded=True, newest=True)
+    with Record.open(run.folder) as record:
+        history = record.history()
+    if history.segment not in history.losses:
+        raise RecordError(f"{run.run} has no loss to compare with")
+    return Compared(run.run, history.losses[history.segment], history.steps)
+
+
 def replay(args: argparse.Namespace) -> int:
     """Open the dashboard over a record. Returns the exit code."""
     if not output.on_a_terminal():
         return _usage("replay needs a terminal; to print a run: tui-descent export RUN --to jsonl")
-    found = _named(lambda: find_run(args.name, args.runs_dir, recorded=True))
+    found = _named(lambda: find_run(args.name, args.runs_dir, recorded=True, newest=True))
     if isinstance(found, int):
         return found
     launch = None
     with contextlib.suppress(OSError, msgspec.DecodeError):
         launch = Launch.read(found.folder)
     try:
+        compared = None if args.ghost is None else compared_run(args.ghost, args.runs_dir)
         with Record.open(found.folder) as record:
             output.draw_on_stdout()
             from tui_descent.dashboard.replay import replay as show
 
-            left = show(record, launch)
+            left = show(record, launch, compared)
             if record.damage:
                 output.say(f"tui-descent: {record.damage}")
             return left.code
-    except RecordError as error:
+    except (RunNotFoundError, RecordError) as error:
         return _usage(str(error))
 
 
 def export(args: argparse.Namespace) -> int:
     """Write a run in another format. Returns the exit code."""
-    found = _named(lambda: find_run(args.name, args.runs_dir))
+    found = _named(lambda: find_run(args.name, args.runs_dir, newest=True))
     if isinstance(found, int):
         return found
     try:
@@ -271,18 +291,24 @@ def _export_scenario(record: Record, _: RunFolder, out: str | None) -> int:
     from tui_descent.export import recorded_run
 
     made = recorded_run.read(record).as_scenario()
-    code = _written(record, lambda _, file: file.write(made.text), out)
-    output.say(*(f"tui-descent: {note}" for note in made.notes))
-    return code
+    return _text_written(record, made.text, made.notes, out)
 
 
 def _export_python(record: Record, _: RunFolder, out: str | None) -> int:
     from tui_descent.export import recorded_run
 
     run = recorded_run.read(record)
-    script = run.as_script()
-    code = _written(record, lambda _, file: file.write(script), out)
-    output.say(*(f"tui-descent: {note}" for note in run.notes))
+    return _text_written(record, run.as_script(), run.notes, out)
+
+
+def _text_written(record: Record, text: str, notes: Sequence[str], out: str | None) -> int:
+    """Write a text, and say what it cannot repeat. It may contain data, so no character may be replaced."""
+    import sys
+
+    if out is None and not text.isascii() and sys.stdout.encoding and not output.is_utf8(sys.stdout):
+        return _usage("stdout cannot show all characters of this file; write it with --out PATH")
+    code = _written(record, lambda _, file: file.write(text), out)
+    output.say(*(f"tui-descent: {note}" for note in notes))
     return code
 
 

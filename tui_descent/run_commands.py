@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 FORMATS = ("csv", "jsonl", "tensorboard", "scenario", "python")
+GHOST_HELP = "draw the loss of this recorded run too"
 
 
 def add_commands(commands: Any) -> None:
@@ -20,6 +21,7 @@ def add_commands(commands: Any) -> None:
         "  tui-descent replay vanishing",
     )
     replay.add_argument("name", metavar="RUN", nargs="?")
+    replay.add_argument("--ghost", metavar="RUN", help=GHOST_HELP)
     replay.add_argument("--runs-dir", metavar="DIR", help="the folder of the runs")
     replay.set_defaults(command=_later("replay"))
     export = commands.add_parser(

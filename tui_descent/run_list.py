@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ import msgspec
 from tui_descent.paths import runs_folder
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.launch import LAUNCH_FILE, Launch
-from tui_descent.protocol.run_lock import LOCK_FILE
+from tui_descent.protocol.run_lock import is_held
 from tui_descent.telemetry.record import RECORD_FILE
 
 MOST_NAMED = 5  # how many runs a message lists
@@ -33,21 +32,6 @@ class RunFolder(NamedTuple):
     recorded: bool
 
 
-def is_live(folder: Path) -> bool:
-    """Whether a process holds the lock of the run's folder."""
-    try:
-        file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(file)
-    return False
-
-
 def list_runs(runs_dir: str | None = None) -> list[RunFolder]:
     """All runs that are live or have a record, the newest first. Folders of other users are left out.
 
@@ -65,19 +49,25 @@ def list_runs(runs_dir: str | None = None) -> list[RunFolder]:
                     continue
                 launch = Launch.read(folder)
                 began = (folder / LAUNCH_FILE).stat().st_mtime_ns
-                recorded, live = (folder / RECORD_FILE).exists(), is_live(folder)
+                recorded, live = (folder / RECORD_FILE).exists(), is_held(folder)
                 if recorded or live:
                     found.append((began, RunFolder(folder, launch.run, launch.name, live, recorded)))
     return [run for _, run in sorted(found, key=lambda one: (one[0], one[1].run), reverse=True)]
 
 
 def find_run(
-    text: str | None, runs_dir: str | None = None, *, live: bool | None = None, recorded: bool = False
+    text: str | None,
+    runs_dir: str | None = None,
+    *,
+    live: bool | None = None,
+    recorded: bool = False,
+    newest: bool = False,
 ) -> RunFolder:
     """The run whose id or name is `text`, or the only one whose id or name begins with it; the newest if that is None.
 
     With `live`, only live runs are considered; with `live=False`, only those that have ended; with `recorded`, only
-    those with a record. Raises `RunNotFoundError`, and `ChannelError` if the path of the runs folder cannot be used.
+    those with a record. With `newest`, the newest of several runs with the name `text` is meant. Raises
+    `RunNotFoundError`, and `ChannelError` if the path of the runs folder cannot be used.
     """
     what = {None: "run", True: "live run", False: "recorded run"}[live]
     runs = [run for run in list_runs(runs_dir) if (live is None or run.live is live) and run.recorded >= recorded]
@@ -86,6 +76,8 @@ def find_run(
     if text is None:
         return runs[0]
     exact = [run for run in runs if run.run == text] or [run for run in runs if run.name == text]
+    if newest and exact:
+        return exact[0]
     fitting = exact or [run for run in runs if run.run.startswith(text) or run.name.startswith(text)]
     if len(fitting) == 1:
         return fitting[0]

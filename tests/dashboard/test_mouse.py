@@ -218,7 +218,7 @@ async def test_a_click_on_enter_applies_what_is_highlighted() -> None:
         assert dashboard.keeper.steered == [TurnKnob(knob="norm", value="layer")]
 
 
-@pytest.mark.parametrize(("key", "row"), [("q", "finish this step"), ("R", "end this run"), ("p", "end this run")])
+@pytest.mark.parametrize(("key", "row"), [("q", "end the run after"), ("R", "end this run"), ("p", "end this run")])
 async def test_one_click_never_ends_a_run(key: str, row: str) -> None:
     async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.drawn()

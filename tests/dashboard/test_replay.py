@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from textual.pilot import Pilot
 from tui_descent import cli
 from tui_descent.dashboard.bridge import Exchange
 from tui_descent.dashboard.replay import LOOKING, MOVES, RECORDED, ReplayApp
+from tui_descent.dashboard.view import Compared
 from tui_descent.protocol.events import AnyEvent, RunEnded, StateChanged
 from tui_descent.protocol.launch import Launch
 from tui_descent.scenario.keys import KEYS
@@ -142,6 +144,21 @@ async def test_record_without_steps_is_shown(tmp_path: Path) -> None:
         async with app.run_test(size=(80, 24)) as pilot:
             await pilot.press("space", "left", "end")
             await shows(pilot, app, "0 of 0")
+
+
+async def test_loss_of_another_run_is_drawn_as_a_ghost(app: ReplayApp, tmp_path: Path) -> None:
+    with Record.open(written(tmp_path, [started(2), steps(0, [0.5] * 300)])) as record:
+        history = record.history()
+    other = Compared("the other", history.losses[0], history.steps)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await shows(pilot, app, "400 of 400")
+        assert "other run" not in text_of(app)
+        app.run_screen.view = replace(app.run_screen.view, compared=other)
+        await shows(pilot, app, "the other", "other run g")
+        await pilot.press("g")
+        await wait_until(pilot, lambda: "the other" not in text_of(app), lambda: text_of(app))
+        await pilot.press("g", "home")
+        await shows(pilot, app, "0 of 400")
 
 
 def test_without_a_terminal_replay_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,20 @@ def test_changed_net_is_refused_by_name_and_step(scenario: Path) -> None:
     assert run("export", "my", "--to", "scenario").code == 0
 
 
+def test_characters_are_never_replaced(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("run", str(scenario), "--json", "--set", "title=é 漢", "--steps", "2")
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", printed)
+    assert cli.main(["export", "my", "--to", "scenario"]) == 2
+    assert printed.buffer.getvalue() == b""  # type: ignore[attr-defined]
+    refused = "tui-descent: stdout cannot show all characters of this file; write it with --out PATH\n"
+    assert capsys.readouterr().err == refused
+    assert run("export", "my", "--to", "scenario", "--out", str(tmp_path / "out.toml")).code == 0
+    assert 'title = "é 漢"' in (tmp_path / "out.toml").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("to", ["scenario", "python"])
 def test_other_runs_are_refused_by_name(home: Path, to: str, capsys: pytest.CaptureFixture[str]) -> None:
     lanes = (Lane(name="sgd", optimizer="sgd", lr=0.1), Lane(name="adam", optimizer="adam", lr=0.01))

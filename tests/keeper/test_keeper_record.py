@@ -76,3 +76,29 @@ def test_slow_commits_do_not_delay_the_events(monkeypatch: pytest.MonkeyPatch) -
     trainer.run()
     with Record.open(Path(trainer.launch.folder)) as record:
         assert record.position() == (0, 5)
+
+
+def test_position_counts_only_the_steps_that_are_recorded() -> None:
+    """A commit may come between two events of the same batch: a keeper that takes over must miss none."""
+    trainer = ScriptedTrainer()
+    found: list[tuple[int, int]] = []
+    receive = trainer.keeper._on_event
+    assert receive is not None
+    made = 0
+
+    def look(event: object) -> None:
+        nonlocal made
+        receive(event)  # type: ignore[arg-type]
+        if isinstance(event, StepsCompleted):
+            made += len(event.losses)
+            found.append((trainer.keeper._stream.position.steps, made))
+
+    trainer.keeper._on_event = look
+    trainer.start()
+    for segment in range(3):
+        for step in range(10):
+            trainer.ring.write_step(step, 1.0, 0.1, 0.0, segment, False)
+    trainer.step = 10
+    trainer.ended()
+    trainer.run()
+    assert found == [(10, 10), (20, 20), (30, 30)]

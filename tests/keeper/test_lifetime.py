@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from scripted_trainer import WITHIN_S, ScriptedTrainer
 from tui_descent.keeper import keeper
 from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.trainer import Trainer
-from tui_descent.paths import socket_path
+from tui_descent.paths import new_run, socket_path
 from tui_descent.protocol import codec
 from tui_descent.protocol.channel import ChannelError, Peer, listen
 from tui_descent.protocol.commands import (
@@ -29,6 +32,7 @@ from tui_descent.protocol.commands import (
     WatchTask,
 )
 from tui_descent.protocol.events import CommandRejected, HistorySent, RunEnded, StateChanged, ToViewer
+from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.run_lock import has_keeper, hold_keeper_lock
 from tui_descent.telemetry.history import History
 
@@ -248,6 +252,44 @@ def test_asking_for_the_lock_does_not_keep_a_keeper_from_starting(home: Path) ->
         assert lock is not None
         assert has_keeper(home)
         os.close(lock)
+
+
+STARTS_AND_DIES = """
+import os, sys
+from pathlib import Path
+from tui_descent.protocol.launch import Launch, open_connection, start_keeper
+launch = Launch.read(Path(sys.argv[1]))
+with open_connection(launch) as (ours, theirs, ring):
+    print(start_keeper(launch, trainer=(theirs, ring, {sent})).pid, flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("sent", [None, 0], ids=["a loop's own keeper", "a keeper that takes over"])
+def test_a_keeper_whose_trainer_died_before_it_looked_ends(sent: int | None, home: Path) -> None:
+    run, folder = new_run("x")
+    Launch(run=run, name="x", folder=str(folder), socket=str(socket_path(run)), command=("x",)).write()
+    code = STARTS_AND_DIES.format(sent=sent)
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    with contextlib.suppress(ProcessLookupError):
+        ended = os.pidfd_open(int(done.stdout))
+        assert select.select([ended], [], [], WITHIN_S)[0]
+        os.close(ended)
+
+
+def test_a_process_that_we_have_not_started_is_not_killed(connect: Connect) -> None:
+    trainer = ScriptedTrainer(attended=True)
+
+    def play() -> None:
+        viewer = connect(trainer)
+        trainer.start()
+        viewer.ask(Stop(kill=True))
+        rejected = viewer.until(lambda m: isinstance(m, CommandRejected))
+        assert isinstance(rejected, CommandRejected)
+        assert rejected.reason == keeper.NOT_KILLED
+        trainer.ended()
+
+    assert trainer.run_while(play).status == "finished"
 
 
 def test_a_read_only_viewer_sees_everything_and_changes_nothing(connect: Connect) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -118,3 +119,18 @@ def test_a_terminal_that_is_closed_leaves_the_run_going(opened: Open, home: obje
     again.wait("stopped")
     again.press("q")
     assert again.ended() == 0
+
+
+def test_stop_says_how_to_end_a_script_that_does_not_stop() -> None:
+    with Live("exec", "--json", "--headless", "--", "sh", "-c", "sleep 600") as live:
+        live.until(lambda line: line["event"] == "state")
+        name = find_run(None, live=True).run
+        stopping = subprocess.Popen([*TUI, "stop", name], stderr=subprocess.PIPE, text=True)
+        assert stopping.stderr is not None
+        assert stopping.stderr.readline() == (
+            f"tui-descent: still waiting; to end it at once: tui-descent stop {name} --kill\n"
+        )
+        assert run("stop", name, "--kill").code == 0
+        assert stopping.wait(WITHIN_S) == 0
+        stopping.stderr.close()
+        assert live.end()[1]["status"] == "stopped"

@@ -183,6 +183,15 @@ def test_intervention_is_written_at_once(tmp_path: Path) -> None:
     made.writer.close()
 
 
+def test_many_steps_at_once_are_written_at_once(tmp_path: Path) -> None:
+    """A keeper that prints JSON may need seconds for them, and be killed meanwhile."""
+    made = Recording(tmp_path)
+    made.add(started(2), steps(0, [1.0] * 100_000))
+    with Record.open(tmp_path) as record:
+        assert record.position() == (0, 100_000)
+    made.writer.close()
+
+
 def test_batches_are_written_after_a_tenth_of_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr(writer.time, "monotonic", lambda: now_s)

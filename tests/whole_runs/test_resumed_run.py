@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 from runs import Outcome
-from same_process import run
+from same_process import AttendedHere, run
 from torch import Tensor
 
-from tui_descent.protocol.events import Rewound, StepsCompleted
+from tui_descent import resume
+from tui_descent.protocol.commands import Mark, Pause, RunSteps, Stop, Undo
+from tui_descent.protocol.events import Rewound, RunEnded, StateChanged, StepsCompleted
 from tui_descent.protocol.run_lock import create_lock, keep_folder
+from tui_descent.scenario.knobs import parse
 from tui_descent.telemetry.record import Record
 from tui_descent.training.setup import build
 from tui_descent.training.undo import disk_snapshots
@@ -146,3 +149,44 @@ def test_no_snapshots_with_off(start: Callable[..., Outcome], home: Path) -> Non
     first = start("--snapshot-every", "off", "--steps", "5")
     assert not (folder_of(first, home) / "snapshots").exists()
     assert first.events("snapshot_saved") == []
+
+
+def test_run_with_an_undo_goes_on_without_what_was_undone(home: Path) -> None:
+    options = ("run.steps=120", "run.threads=1", "data.batch_size=32")
+    live = AttendedHere("healthy", *options, snapshot_every_s=0.02, plan=((110, "weight_decay=0.01"),))
+    try:
+        viewer = live.viewer()
+        viewer.ask(Pause())
+        viewer.until_event(StateChanged, state="paused")
+        at = viewer.do(Mark()).step
+        for turn, steps in (("residual=on", 15), ("lr=*0.5", 12)):
+            viewer.do(parse(turn))
+            viewer.do(RunSteps(steps=steps))
+            viewer.until_event(StateChanged, state="paused")
+            if turn == "residual=on":
+                assert viewer.do(Undo()).step == at
+        viewer.do(Stop())
+        viewer.until_event(RunEnded, status="stopped", step=at + 12)
+        live.wait()
+        keep_folder(live.launch.path)
+        resumed = run("resume", live.launch.run, "--json")
+        assert resumed.code == 0, resumed.stderr
+        with Record.open(live.launch.path) as record:
+            assert [(one.step, one.knob) for one in record.interventions()] == [(at, "lr"), (110, "weight_decay")]
+    finally:
+        live.close()
+    sets = [word for option in options for word in ("--set", option)]
+    twin = run("run", "healthy", "--json", *sets, "--at", f"{at}:lr=*0.5", "--at", "110:weight_decay=0.01")
+    assert losses(resumed) == {step: loss for step, loss in losses(twin).items() if step >= at + 12}
+
+
+def test_past_of_a_run_with_an_undo_and_a_resumption() -> None:
+    def rewound(to: tuple[int, int], segment: int, *, resumed: bool = False) -> Rewound:
+        place = {"from_segment": segment - 1, "from_step": 80, "to_segment": to[0], "to_step": to[1]}
+        return Rewound(**place, segment=segment, step=to[1], what="", resumed=resumed)
+
+    changes = [rewound((0, 45), 1), rewound((1, 60), 2, resumed=True), rewound((0, 30), 3)]
+    # The snapshot of a resumption is in the past; that of an undo may contain what was undone.
+    assert resume._past(changes[:2], 2) == ((2, resume.NO_LIMIT), (1, 61), (0, 45))
+    assert resume._past(changes, 3) == ((3, resume.NO_LIMIT), (0, 30))
+    assert resume._past([], 0) == ((0, resume.NO_LIMIT),)

@@ -31,6 +31,7 @@ from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.terminal_backlog import is_behind
 from tui_descent.dashboard.theme import THEME
+from tui_descent.dashboard.view import Compared
 from tui_descent.end_report import print_detached, print_end, print_summary, print_trouble
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import Status
@@ -201,11 +202,12 @@ def run_dashboard(
     keeper_gone: Callable[[], bool] = lambda: False,
     run_lives: Callable[[], bool] = lambda: False,
     read_only: bool = False,
+    compared: Compared | None = None,
     come_back: Callable[[], str] = lambda: "tui-descent attach",
 ) -> Left:
     """Show a run until the user leaves it. Then print how it ended, or how to come back if it goes on.
 
-    `come_back` gives the command for that.
+    `come_back` gives the command for that. `compared` is another run, whose loss is drawn too.
     """
     signals = Signals()
     app = DescentApp(
@@ -220,6 +222,7 @@ def run_dashboard(
         read_only=read_only,
         signals=signals,
     )
+    app.run_screen.view = replace(app.run_screen.view, compared=compared)
     code = run_app(app, signals)
     bridge = app.bridge
     ended, trouble = bridge.history.ended, bridge.trouble

@@ -18,6 +18,7 @@ from tui_descent.dashboard.left import Left
 from tui_descent.dashboard.panels.timeline import TimelinePanel
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals, run_app
+from tui_descent.dashboard.view import Compared
 from tui_descent.protocol.commands import AnyCommand, Source
 from tui_descent.protocol.launch import LOG_FILE, Launch
 from tui_descent.scenario.keys import BINDING_OF
@@ -184,10 +185,11 @@ LOOKING = frozenset(
 )  # fmt: skip
 
 
-def replay(record: Record, launch: Launch | None) -> Left:
-    """Show a record until the user leaves it."""
+def replay(record: Record, launch: Launch | None, compared: Compared | None = None) -> Left:
+    """Show a record until the user leaves it. `compared` is another run, whose loss is drawn too."""
     signals = Signals()
     app = ReplayApp(Player(record), launch, signals=signals)
+    app.run_screen.view = replace(app.run_screen.view, compared=compared)
     run_app(app, signals)
     if signals.caught is not None:
         return Left(128 + signals.caught)

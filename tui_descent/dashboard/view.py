@@ -9,6 +9,7 @@ from tui_descent.dashboard.prediction import Prediction
 from tui_descent.protocol.events import Layer
 from tui_descent.scenario.spec import Scenario
 from tui_descent.telemetry.history import History
+from tui_descent.telemetry.pyramid import Pyramid
 
 # The titles of the views by the names that the stylesheet uses, in the order of the keys 1-9.
 VIEWS = {
@@ -34,6 +35,15 @@ class Nudge:
     h: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The loss of a recorded run, drawn as a ghost."""
+
+    label: str
+    losses: Pyramid
+    steps: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """The history, the connection, and the display settings.
@@ -47,7 +57,7 @@ class View:
     `stopping`: the user has asked to stop, and the script has not ended yet. `shown`: the name of the view, `story` for
     the story. `hidden`: the lines of charts that are not drawn. `predict`: the story view asks for a prediction before
     a change; `prediction` is the newest one. `nudge`: what the activation lens compares.
-    `replay`: the state of the replay of a recorded run; empty for a live one.
+    `replay`: the state of the replay of a recorded run; empty for a live one. `compared`: another run.
     """
 
     history: History
@@ -71,6 +81,7 @@ class View:
     prediction: Prediction | None = None
     nudge: Nudge = Nudge()
     replay: str = ""
+    compared: Compared | None = None
 
     @property
     def story_open(self) -> bool:

@@ -134,8 +134,10 @@ class EventStream:
     def _publish_steps(self, end: int) -> Iterator[AnyEvent]:
         """Publish the updates up to number `end` that were read but not yet published, with their readings."""
         count = max(0, end - (self._steps_read - len(self._steps)))
-        steps, self._steps = self._steps[:count], self._steps[count:]
-        yield from _consecutive(steps)
+        steps = self._steps[:count]
+        for event in _consecutive(steps):
+            self._steps = self._steps[len(event.losses) :]  # `position` counts what has been yielded
+            yield event
         if steps:
             self._published = (steps[-1].segment, steps[-1].step)
         readings = [r for r in self._readings if (r.segment, r.step) <= self._published]

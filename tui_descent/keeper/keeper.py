@@ -53,6 +53,7 @@ LOOK_EVERY_S = 0.5  # how often to look for a `watch()` in a process that cannot
 STOPPED_BY_VIEWER = "stopped by a viewer"
 READ_ONLY = "this viewer is read-only"
 ANOTHER_IS_SHOWN = "another process of this script is shown already"
+NOT_KILLED = "tui-descent has not started this process, so it does not kill it; stop asks it to end"
 NO_VIEWER_AT_END = "all steps done; no viewer is attached"
 GOES_ON = "the loop has ended; its script is still running"
 SOCKET_CHECKED_EVERY_S = 1.0
@@ -212,6 +213,9 @@ class Keeper:
             case ResizeTerminal(columns=columns, rows=rows):
                 self.resize_terminal(columns, rows)
                 self._publish(self._requests.done(order, f"terminal of {columns}×{rows}"))
+                return
+            case Stop(kill=True) if self.launch.scenario is None and self.launch.command is None:
+                self._publish(self._requests.reject(order, NOT_KILLED))
                 return
             case Stop(kill=kill) if self.ended is None and (kill or self._ending.script_goes_on):
                 (self._ending.request_kill if kill else self._ending.request_stop)(STOPPED_BY_VIEWER)

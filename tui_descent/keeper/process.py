@@ -1,14 +1,13 @@
 """The keeper's own process, started by a dashboard or by a user loop.
 
-`python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING [SENT] | --listener SOCKET]`; SOCKET and RING are
-inherited file descriptors. With SENT, this keeper takes the place of one that has died: the trainer sends its events
-again, except the first SENT.
+`python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING PID [SENT] | --listener SOCKET]`; SOCKET and RING are
+inherited file descriptors, PID is the trainer that has started it. With SENT, this keeper takes the place of one that
+has died: the trainer sends its events again, except the first SENT.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> int:
         launch = Launch.read(folder)
         is_child = option == [PARENT_OPTION]
         is_foreign = launch.scenario is None and launch.command is None
-        takes_over = is_child and len(shared) > 2
+        takes_over = is_child and len(shared) > 3
         listener = None if is_child or not shared else socket.socket(fileno=shared[0])
         keeper = Keeper(launch, listener=listener, takes_over=takes_over)
 
@@ -46,10 +45,10 @@ def main(argv: list[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, stop)
         if is_child:
-            parent = os.getppid()
-            link, file = socket.socket(fileno=shared[0]), shared[1]
+            # The parent's number is passed, because the parent may have died already.
+            link, file, parent = socket.socket(fileno=shared[0]), shared[1], shared[2]
             adopt = partial(Trainer.adopt, link, file, parent=parent, launch=launch)
-            ended = keeper.run(adopt, sent_before=shared[2] if takes_over else 0)
+            ended = keeper.run(adopt, sent_before=shared[3] if takes_over else 0)
         else:
             ended = keeper.run(lambda: Trainer.start(launch))
     except (ChannelError, OSError) as error:

@@ -19,6 +19,7 @@ import msgspec
 from tui_descent.protocol.inherited_fds import socket_pair
 from tui_descent.protocol.resume import Resume
 from tui_descent.protocol.ring import ring_file
+from tui_descent.protocol.run_lock import lock_fds
 
 # Environment variables of the trainer: the run's folder, the inherited socket to the keeper, the shared memory.
 ENV_FOLDER = "TUI_DESCENT_RUN"
@@ -238,7 +239,8 @@ def start_keeper(
     shared: list[int] = []
     if trainer is not None:
         shared = [trainer[0].fileno(), trainer[1]]
-        command += [PARENT_OPTION, *map(str, shared), *([] if trainer[2] is None else [str(trainer[2])])]
+        sent = [] if trainer[2] is None else [trainer[2]]
+        command += [PARENT_OPTION, *map(str, [*shared, os.getpid(), *sent])]
     elif listener is not None:
         shared = [listener.fileno()]
         command += [LISTENER_OPTION, *map(str, shared)]
@@ -249,6 +251,6 @@ def start_keeper(
             stdout=log,
             stderr=log,
             env=module_environment(),
-            pass_fds=shared,
+            pass_fds=[*shared, *lock_fds(launch.path)],  # the folder is never without a lock
             start_new_session=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,26 @@ def damage(path: Path, how: str) -> None:
             snapshot_file.write(path.parent, content["segment"], content["step"], {**content, "run": "other"})
 
 
-@pytest.mark.parametrize("how", ["empty", "truncated", "a changed byte", "wrong shapes", "incomplete", "another run"])
-def test_damaged_snapshot_falls_back_to_the_one_before(how: str, twin: dict[int, float], tmp_path: Path) -> None:
-    first = Run(tmp_path, launch_of(tmp_path), kill_at=100)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    """A run that was killed at step 100, and its folder."""
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk_snapshots, "SHARE", 1e12)
+        return Run(folder, launch_of(folder), kill_at=100), folder
+
+
+DAMAGE = ["truncated", "a changed byte", "wrong shapes", *(
+    pytest.param(how, marks=pytest.mark.heavy) for how in ("empty", "incomplete", "another run")
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damaged_snapshot_falls_back_to_the_one_before(
+    how: str, twin: dict[int, float], killed: tuple[Run, Path], tmp_path: Path
+) -> None:
+    first, folder = killed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     *_, before, newest = snapshot_file.files(tmp_path / "snapshots")
     damage(newest.path, how)
     second = resumed(tmp_path, first)
@@ -177,8 +195,11 @@ def test_damaged_snapshot_falls_back_to_the_one_before(how: str, twin: dict[int,
     assert note.text.startswith(f"the snapshot of step {newest.step:,} cannot be used: it")
 
 
-def test_run_whose_snapshots_are_all_damaged_begins_again(twin: dict[int, float], tmp_path: Path) -> None:
-    first = Run(tmp_path, launch_of(tmp_path), kill_at=100)
+def test_run_whose_snapshots_are_all_damaged_begins_again(
+    twin: dict[int, float], killed: tuple[Run, Path], tmp_path: Path
+) -> None:
+    first, folder = killed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     files = snapshot_file.files(tmp_path / "snapshots")
     for file in files:
         damage(file.path, "truncated")
@@ -211,7 +232,7 @@ def test_limit_of_all_snapshots_together(tmp_path: Path) -> None:
     folder.mkdir()
     run = Run(folder, launch_of(folder, snapshot_bytes=1000), kill_at=20)
     assert snapshot_file.files(folder / "snapshots") == []
-    note = run.all(Noted)[0]
+    (note,) = run.all(Noted)
     assert re.fullmatch(
         r"no snapshot was saved on disk: one takes 0\.0\d* MB, the limit is 0\.001 MB \(--snapshot-size\)", note.text
     )

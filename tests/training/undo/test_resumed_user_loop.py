@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from tui_descent.protocol.commands import Mark
-from tui_descent.protocol.events import KnobTurned, Noted, Rewound
+from tui_descent.protocol.events import KnobTurned, Noted, Rewound, SnapshotSaved
 from tui_descent.protocol.launch import Launch
-from tui_descent.protocol.resume import Resume
+from tui_descent.protocol.resume import Replayed, Resume
 from tui_descent.scenario.knobs import parse
 from tui_descent.training.undo import disk_snapshots, snapshot_file
 from tui_descent.training.watch.watch import Watch
@@ -54,6 +54,8 @@ class Loop:
         calls_resume: bool = True,
         net: type[nn.Module] = UserNet,
         state: dict[str, Any] | None = None,
+        replay: tuple[Replayed, ...] = (),
+        every_s: float = 0.01,
     ) -> None:
         torch.manual_seed(3)
         self.model = net()
@@ -68,8 +70,8 @@ class Loop:
             name="r",
             folder=str(folder),
             socket="there",
-            snapshot_every_s=0.01,
-            resume=Resume(segment=1, interventions=9) if resume else None,
+            snapshot_every_s=every_s,
+            resume=Resume(segment=1, interventions=9, replay=replay) if resume else None,
         )
         self.run = Watch(
             self.model,
@@ -172,6 +174,36 @@ def test_loop_goes_on_bitwise(what: str, tmp_path: Path, folder: Path) -> None:
     (rewound,) = second.all(Rewound)
     assert (rewound.to_step, rewound.segment, rewound.resumed) == (second.start, 1, True)
     assert second.all(KnobTurned) == []
+
+
+def test_interventions_after_the_snapshot_are_made_again(tmp_path: Path, folder: Path) -> None:
+    plan = {5: "lr=*0.5", 30: "activation=tanh", 34: "dropout=0.3"}
+    (tmp_path / "twin").mkdir()
+    twin = Loop(tmp_path / "twin", plan=plan)
+    expected = twin.go()
+    twin.end()
+    first = Loop(folder, plan=plan)
+    losses = first.go(25)
+    first.end(killed=True)
+    turned = [(2, 30, "activation=tanh"), (3, 34, "dropout=0.3")]
+    replay = tuple(Replayed(id=n, step=at, source="key", command=parse(turn)) for n, at, turn in turned)
+    second = Loop(folder, resume=True, replay=replay)
+    assert {**losses, **second.go()} == expected
+    second.end()
+    assert [(event.step, event.knob, event.source) for event in second.all(KnobTurned)] == [
+        (30, "activation", "key"),
+        (34, "dropout", "key"),
+    ]
+
+
+def test_intervention_is_in_the_snapshot_that_it_causes(folder: Path) -> None:
+    loop = Loop(folder, plan={12: "lr=*0.5"}, every_s=3600.0)
+    loop.go(14)
+    loop.end(killed=True)
+    reasons = {event.step: event.reason for event in loop.all(SnapshotSaved)}
+    saved = snapshot_file.read(next(f.path for f in snapshot_file.files(folder / "snapshots") if f.step == 12))
+    assert reasons[12] == "after intervention 1"
+    assert saved["state"]["optimizers"][0]["multiplier"] == 0.5
 
 
 def test_finished_loop_has_nothing_left_to_do(folder: Path) -> None:

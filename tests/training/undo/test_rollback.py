@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from fake_keeper import FakeKeeper
 from killed_run import Run, launch_of, losses_of
+from knob_turns import UserNet
+from torch import nn
 
 from tui_descent.protocol.events import KnobTurned, Noted, Rewound, RunEnded
 from tui_descent.protocol.launch import Launch
+from tui_descent.training.watch.watch import Watch
 
 
 def hot(folder: Path, *, lr: float, depth: int = 3, optimizer: str = "sgd", **settings: Any) -> Launch:
@@ -62,3 +67,27 @@ def test_finite_but_diverged_run_goes_back(tmp_path: Path) -> None:
     (note, *_) = [note.text for note in run.all(Noted) if "rollback" in note.text]
     assert note.startswith("rollback 1 of 3: the loss has risen to ")
     assert run.all(KnobTurned)[0].source == "rollback"
+
+
+def test_user_loop_goes_back_and_counts_on(tmp_path: Path) -> None:
+    keeper = FakeKeeper(tmp_path)
+    keeper.link.launch = Launch(run="r", name="r", folder=str(tmp_path), socket="there", rollback=30)
+    torch.manual_seed(0)
+    model = UserNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(16, 64), torch.randint(10, (16,))
+    saved: list[torch.Tensor] = []
+    with Watch(model, optimizer, link=keeper.link, on_fault="end") as run:
+        for step in range(7):
+            loss = nn.functional.cross_entropy(model(x), y) * (float("nan") if step == 6 else 1.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step == 0:
+                saved = [p.detach().clone() for p in model.parameters()]
+            run.step(loss)
+        rewound = keeper.events(Rewound)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), saved, strict=True))
+    assert run.steering.rate.value == 0.05
+    assert (rewound[0].to_step, rewound[0].step) == (1, 6)
+    keeper.close()

@@ -12,7 +12,6 @@ from tui_descent.dashboard.charts.raster import Raster, cell_style
 from tui_descent.dashboard.charts.time_axis import TimeAxis
 from tui_descent.dashboard.text.safe_text import cut, safe
 from tui_descent.dashboard.view import View
-from tui_descent.telemetry.history import History
 
 LABEL_WIDTH, MAX_LABELS = 36, 3
 # Ghosts widen the loss axis by at most this factor. Otherwise a ghost that diverged would flatten the live curve.
@@ -43,6 +42,9 @@ def _visible_ghosts(view: View, time_axis: TimeAxis) -> list[Bins]:
             # Begin one step earlier, so the ghost joins the live curve.
             first = max(ghost.first - 1, time_axis.first_step)
             found.append(pyramid.window(time_axis.steps_per_dot, first, ghost.last))
+    if view.compared is not None:
+        last = min(view.compared.steps - 1, time_axis.last_step)
+        found.append(view.compared.losses.window(time_axis.steps_per_dot, time_axis.first_step, last))
     return found
 
 
@@ -57,11 +59,14 @@ def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[Point]
     ]
 
 
-def label_ghosts(raster: Raster, history: History, time_axis: TimeAxis) -> None:
+def label_ghosts(raster: Raster, view: View, time_axis: TimeAxis) -> None:
     """Write the newest ghosts' labels where they end, each in the topmost row with room for it."""
-    for ghost in history.ghosts[: -1 - MAX_LABELS : -1]:
-        end, text = time_axis.column(min(ghost.last, time_axis.end_step)), cut(safe(ghost.label), LABEL_WIDTH)
-        if end is None or ghost.last < time_axis.first_step:
+    labels = [(ghost.last, ghost.label) for ghost in view.history.ghosts[: -1 - MAX_LABELS : -1]]
+    if view.compared is not None:
+        labels.insert(0, (view.compared.steps - 1, view.compared.label))
+    for last, label in labels:
+        end, text = time_axis.column(min(last, time_axis.end_step)), cut(safe(label), LABEL_WIDTH)
+        if end is None or last < time_axis.first_step:
             continue
         first = max(0, end - len(text))
         room = range(first, first + len(text))

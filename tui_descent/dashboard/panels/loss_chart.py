@@ -57,6 +57,8 @@ class LossPanel(Panel):
         if view.history.ghosts:
             undone = "undone" if view.ghosts else "· [strike]undone[/]"
             legend.append(key_word(undone, "g"))
+        elif view.compared is not None:
+            legend.append(key_word("other run" if view.ghosts else "· [strike]other run[/]", "g"))
         return f"Loss  {scale_words(view, self._axis)}  {key_word(span, 't')}", "  ".join(legend)
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
@@ -86,7 +88,7 @@ class LossPanel(Panel):
             if not math.isnan(axis.position(value)):
                 raster.write(column, axis.row(value, rows), "○", colours.POINT)
         if view.ghosts:
-            label_ghosts(raster, view.history, time_axis)
+            label_ghosts(raster, view, time_axis)
         if SMOOTHED not in view.hidden:
             _write_newest(raster, view, time_axis, axis)
         _draw_grid(raster, numbers)
@@ -156,7 +158,7 @@ def _axis(
 ) -> Axis:
     found = [v for _, b in bins for v in (b[MIN], b[MAX], b[SMOOTH]) if math.isfinite(v)]
     found += [v for _, v in points]
-    if view.history.ghosts:
+    if view.history.ghosts or view.compared is not None:
         low, high = (min(found), max(found)) if found else (-math.inf, math.inf)
         found += axis_values(view, time_axis, low, high)
     return axis_over(found, log=view.log)

@@ -158,9 +158,9 @@ def _conv(spec: ConvModel, image: tuple[int, int], classes: int) -> str:
     height, width = image
     return joined(
         _weights(spec.init),
-        block(f'''
+        block('''
 def conv(channels_in, channels_out, bias=0.0):
-    """A 3×3 convolution; its weights are {_INIT_WORDS[spec.init.name]}."""
+    """A 3×3 convolution with drawn weights."""
     layer = nn.Conv2d(channels_in, channels_out, 3, padding=1)
     fan_in, fan_out = channels_in * 9, channels_out * 9
     draw(layer.weight, fan_in, fan_out)
@@ -254,6 +254,11 @@ class Net(nn.Module):
 
 def _weights(init: InitSpec) -> str:
     """The function that draws a weight."""
+    words = _INIT_WORDS[init.name]
+    if init.name == "normal":
+        words += f" with standard deviation {init.std * init.gain:g}"
+    elif init.gain != 1.0:
+        words += f", times {init.gain:g}"
     if init.name == "orthogonal":
         gain = "" if init.gain == 1.0 else f", gain={init.gain!r}"
         code = f"nn.init.orthogonal_(weight{gain}, generator=weights)"
@@ -265,7 +270,7 @@ def _weights(init: InitSpec) -> str:
         block(f'''
 @torch.no_grad()
 def draw(weight, fan_in, fan_out):
-    """Initialise a weight: {_INIT_WORDS[init.name]}."""
+    """Initialise a weight: {words}."""
     {code}
 '''),
         blank_lines=2,

@@ -38,12 +38,13 @@ from tui_descent.telemetry.record.schema import RECORD_FILE, connect_to_write, e
 from tui_descent.telemetry.record.step_rows import StepRow, checksum
 
 COMMIT_S = 0.1  # the longest time that an event waits for its commit
+MANY_WAITING = 64 << 10  # bytes that are written without waiting: to print so many steps may take seconds
 LOOK_S = 0.5  # how often to check that the file is still there, and to try again to write it
 WELL_AFTER_S = 2.0  # recording goes on if there was no trouble for this long: a full disk may have room for a moment
 MAX_WAITING = 16 << 20  # bytes that wait in memory while nothing can be written
-# Readings are recorded at up to this many bytes per second on average: 11 MB an hour. The first ones, and those after
+# Readings are recorded at up to this many bytes per second on average: 9 MB an hour. The first ones, and those after
 # quiet times, may come faster.
-READINGS_PER_S, READINGS_AT_ONCE = 3_000, 1_000_000
+READINGS_PER_S, READINGS_AT_ONCE = 2_500, 1_000_000
 # A checkpoint is the whole history, so that a reader need not begin at the first step. There are between half of
 # MAX_CHECKPOINTS and all of them, or fewer if they are large.
 MAX_CHECKPOINTS, MAX_CHECKPOINT_BYTES = 64, 6 << 20
@@ -156,7 +157,7 @@ class RecordWriter:
         self._wait(_INSERT_EVENT, (seq, *place, after, time.time(), event_rows.kind_of(event), body, crc), len(body))
         self._since_checkpoint += EVENT_COST
         if isinstance(event, KnobTurned | Rewound | RunEnded):
-            self.commit()
+            self.commit(checkpoint=False)  # somebody waits for the reply
 
     def _note(self, event: AnyEvent) -> None:
         """Note what the event changes in the table `about`."""
@@ -199,6 +200,8 @@ class RecordWriter:
             self._since_checkpoint += count
             self._segment, self._steps = event.segment, event.first + count
             self.set(segment=event.segment, step=self._steps, loss=event.losses[-1])
+        if self._waiting_bytes > MANY_WAITING and not self.trouble:
+            self.commit(checkpoint=False)
 
     def _row_ended(self) -> None:
         """Let the newest row of steps wait for the next commit; the next steps get a row of their own."""
@@ -262,8 +265,11 @@ class RecordWriter:
             self._waiting, self._waiting_bytes, self._row = [], 0, None
             self.trouble = "its file was removed"
 
-    def commit(self) -> None:
-        """Write everything that was added, in one transaction. If that fails, `trouble` says why."""
+    def commit(self, *, checkpoint: bool = True) -> None:
+        """Write everything that was added, in one transaction, with a checkpoint if one is due.
+
+        If that fails, `trouble` says why.
+        """
         connection = self._connection
         if connection is None:  # the file was removed
             return
@@ -278,7 +284,7 @@ class RecordWriter:
             if self._row is not None and self._row_changed:
                 connection.execute(_INSERT_STEPS, self._row.packed())
             connection.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", about.items())
-            if self._since_checkpoint >= self._spacing:
+            if checkpoint and self._since_checkpoint >= self._spacing:
                 self._add_checkpoint(connection)
             connection.execute("COMMIT")
         except sqlite3.Error as error:

@@ -137,8 +137,10 @@ class CommandHandler:
                 progress.done(merged, f"{turn.knob}{where} is {value} already", more=merged is not request)
             return
         undo_stack = None if turn.knob in NEUTRAL_KNOBS else self._undo_stack
-        if undo_stack is not None and self.disk is not None:
-            self.disk.save_if_cheap(f"before intervention {progress.interventions + 1}")
+        # A resumed scenario run repeats the intervention at its step. A user loop could do so only after that step.
+        saves = self.disk if turn.knob not in NEUTRAL_KNOBS else None
+        if saves is not None and self._is_scenario:
+            saves.save_if_cheap(f"before intervention {progress.interventions + 1}")
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
         rate, change = self._steering.rate.value, self._apply(turn, before)
         if undo_stack is not None:
@@ -150,6 +152,8 @@ class CommandHandler:
             what = f"one of {count} changes merged into intervention {progress.interventions}"
             progress.done(merged, what, more=True)
         self._report_turn(request, turn, change, turns=count)
+        if saves is not None and not self._is_scenario:
+            saves.save_if_cheap(f"after intervention {progress.interventions}")
         if before is not None:
             self.report_snapshot(f"before intervention {progress.interventions}", at=before)
 

@@ -24,7 +24,7 @@ from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.stop_run import COMMAND_KILLED, StopRun
 from tui_descent.training.undo.disk_snapshots import DiskSnapshots
-from tui_descent.training.undo.resumption import Resumption
+from tui_descent.training.undo.resumption import Plan, Resumption
 from tui_descent.training.undo.undo_stack import UndoStack
 from tui_descent.training.watch.fault import Fault
 from tui_descent.training.watch.layer_list import LayerList
@@ -314,8 +314,9 @@ class Control:
         if self._disk is not None:
             self._disk.save_now("all steps made")
 
-    def resume(self, found: Resumption) -> None:
-        """Go on from a snapshot. Call this before the first update."""
+    def resume(self, found: Resumption, replay: Plan = ()) -> None:
+        """Go on from a snapshot. Call this before the first update. `replay` are interventions to make again."""
+        self._plan = sorted([*replay, *self._plan], key=lambda entry: entry[0])
         self._is_begun = found.begun
         if self.undo_stack is not None:
             self.undo_stack.earlier = found.in_force

@@ -62,6 +62,7 @@ class DiskSnapshots:
         self._due_s = self._begun_s + every_s
         self._spent_s = 0.0
         self._cost_s: float | None = None  # of the last snapshot
+        self._noted: tuple[type, int | None] | None = None  # the error that was reported last
         self._writing: Future[tuple[SnapshotFile, float]] | None = None
         self._saved: Content | None = None  # the position that was saved last
         self._written: tuple[int, int, str] = (0, 0, "")  # segment and step of what is being written, and why
@@ -198,7 +199,7 @@ class DiskSnapshots:
             self._saved = None
             self._note(error)
             return True
-        self._cost_s = took_s
+        self._cost_s, self._noted = took_s, None
         self._spent_s += took_s
         self._due_s = max(self._due_s, time.monotonic() + took_s / SHARE)
         segment, step, reason = self._written
@@ -216,6 +217,11 @@ class DiskSnapshots:
         return True
 
     def _note(self, error: BaseException) -> None:
+        """Report why there is no new snapshot; the same kind of error only once, until a snapshot is saved."""
+        kind = type(error), getattr(error, "errno", None)
+        if kind == self._noted:
+            return
+        self._noted = kind
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         left = snapshot_file.files(self.folder)
         then = f"; the one of step {left[-1].step:,} is kept" if left else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tui_descent.protocol.resume import Resume
 from tui_descent.training.undo import snapshot_file
 from tui_descent.training.undo.snapshot_file import SnapshotError
 
-Plan = list[tuple[int, TurnKnob | str | ClientRequest]]
+Plan = Sequence[tuple[int, TurnKnob | str | ClientRequest]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,20 +71,20 @@ def resume(launch: Launch, load: Callable[[dict[str, Any]], None]) -> Resumption
 
 def plan_after(plan: list[tuple[int, TurnKnob | str]], resume: Resume, found: Resumption) -> Plan:
     """What is left of a run's plan, and the interventions that were made after the snapshot."""
-    replayed: Plan = [
+    replayed = [
         (one.step, ClientRequest(client=0, request=0, source=one.source, command=one.command))
         for one in resume.replay
         if one.id > found.interventions
     ]
     played = [_what(command) for command in resume.played]
     planned = max(resume.planned, found.step)
-    left: Plan = []
+    left: list[tuple[int, TurnKnob | str]] = []
     for at, entry in plan:
         if at == planned and isinstance(entry, TurnKnob) and _what(entry) in played:
             played.remove(_what(entry))
         elif at >= planned:
             left.append((at, entry))
-    return replayed + left
+    return [*replayed, *left]
 
 
 def _what(command: TurnKnob) -> tuple[str, str, str]:

@@ -14,7 +14,7 @@ from tui_descent.training.steering.control import Control
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.undo import resumption
 from tui_descent.training.undo.disk_snapshots import DiskSnapshots
-from tui_descent.training.undo.resumption import Resumption, snapshots_folder
+from tui_descent.training.undo.resumption import Plan, Resumption, plan_after, snapshots_folder
 from tui_descent.training.undo.saved_run import load_run
 from tui_descent.training.undo.user_state import load_user_state
 
@@ -68,7 +68,7 @@ class Resuming:
             self._steering.advance()
         if failed:
             found = replace(found, notes=(f"not restored: {', '.join(failed)}", *found.notes))
-        self._go_on_from(found)
+        self._go_on_from(found, plan_after([], link.launch.resume, found))
         for text in found.notes:
             print(f"tui-descent: {text}", file=sys.stderr)
         return progress.step
@@ -100,7 +100,7 @@ class Resuming:
         for note in refused:
             progress.note(note)
 
-    def _go_on_from(self, found: Resumption) -> None:
+    def _go_on_from(self, found: Resumption, replay: Plan = ()) -> None:
         progress, link = self._progress, self._progress.link
         assert link is not None
         resume = link.launch.resume
@@ -110,7 +110,7 @@ class Resuming:
         progress.step, progress.interventions = found.step, resume.interventions
         progress.parents = {**found.parents, resume.segment: (found.segment, found.step + 1)}
         progress.start_s = time.perf_counter() - found.elapsed_s
-        self._control.resume(found)
+        self._control.resume(found, replay)
 
     def _save_on_disk(self) -> None:
         link = self._progress.link
