@@ -63,6 +63,6 @@ def _claims(card: EndCard) -> Table:
     table.add_column(ratio=2)
     for result in card.claims:
         sign, style = MARKS[result.outcome]
-        table.add_row(Text(sign, style=style), safe(result.claim), Text(safe(result.found), style=style))
+        table.add_row(Text(sign, style=style), Text(safe(result.claim)), Text(safe(result.found), style=style))
     table.add_row("", "", "")
     return table

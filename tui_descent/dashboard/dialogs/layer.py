@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from rich.style import Style
 from rich.table import Table
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -102,7 +103,8 @@ class LayerDialog(Dialog[None]):
         table.add_column("definition", no_wrap=low, overflow="ellipsis", ratio=1)
 
         def row(name: str, value: str, unit: str, what: str, style: Style | None = None) -> None:
-            table.add_row(name, value, *([] if narrow else [unit]), what, style=style)
+            cells = [name, value, *([] if narrow else [unit]), what]
+            table.add_row(*(Text(cell) for cell in cells), style=style)  # a str would be taken for markup
 
         block = block_of(layer) or "not in a block"
         about = f"{safe(layer.kind, 40)}, {with_commas(layer.params)} parameters, {safe(block)}"
