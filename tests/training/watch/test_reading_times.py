@@ -125,5 +125,5 @@ def test_interventions_are_followed_by_complete_readings(monkeypatch: pytest.Mon
     taken = loop.go(60, 1e-3)
     assert [t.step - 200 for t in taken] == [1, 2, 5, 10, 20, 35, 50]
     assert all(t.tiers.complete for t in taken)
-    loop._progress.rewind(100)
+    loop._progress.rewind(100, parent=0)
     assert [t.step - 100 for t in loop.go(60, 1e-3)] == [1, 2, 5, 10, 20, 35, 50]
