@@ -107,6 +107,8 @@ def test_named_runs_are_removed_but_no_live_one(home: Path, capsys: pytest.Captu
     assert cli.main(["runs", "rm", "healthy", "plateau"]) == 2
     assert f"{live} is live; stop it first: tui-descent stop {live}" in capsys.readouterr().err
     assert (home / "runs" / done).exists(), "all or none"
+    assert cli.main(["runs", "rm", "heal"]) == 2
+    assert f"rm takes a whole name, as in: tui-descent runs rm {done}" in capsys.readouterr().err
     assert cli.main(["runs", "rm", "healthy", done]) == 0
     assert [path.name for path in (home / "runs").iterdir()] == [live]
     assert capsys.readouterr().out.splitlines()[-1].startswith("removed 1 run, 0.")

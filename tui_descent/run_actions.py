@@ -118,10 +118,13 @@ def print_runs(args: argparse.Namespace) -> int:
 
 
 def remove(args: argparse.Namespace) -> int:
-    """Remove the named runs. Returns the exit code."""
+    """Remove the named runs. Each is named in full, because there is no way back. Returns the exit code."""
     found = _named(lambda: [find_run(name, args.runs_dir) for name in args.names])
     if isinstance(found, int):
         return found
+    for name, run in zip(args.names, found, strict=True):
+        if name not in (run.run, run.name):
+            return _usage(f"{name}: rm takes a whole name, as in: tui-descent runs rm {run.run}")
     runs = list(dict.fromkeys(found))
     for run in runs:
         if run.live:

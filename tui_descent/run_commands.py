@@ -55,7 +55,7 @@ def _add_runs(commands: Any) -> None:
         "  tui-descent runs\n"
         "  tui-descent runs --json\n"
         "  tui-descent runs compare vanishing-2026 healthy   the parameters that differ, and the results\n"
-        "  tui-descent runs rm vanishing-2026\n"
+        "  tui-descent runs rm vanishing-20261130-120000-1a2b     the whole name\n"
         "  tui-descent runs prune --keep 20                  remove all but the newest 20; live runs always stay",
     )
     runs.add_argument("--json", action="store_true", help="print one JSON object per line on stdout")

@@ -18,6 +18,7 @@ from textual.binding import Binding, BindingType
 from textual.command import Provider
 from textual.screen import ModalScreen, Screen
 
+from tui_descent import output
 from tui_descent.dashboard import actions, colours
 from tui_descent.dashboard.bridge import READ_ONLY, Bridge
 from tui_descent.dashboard.command_palette import CommandProvider
@@ -236,6 +237,8 @@ def run_dashboard(
             print_end(ended, log_path if script else None)
         if bridge.history.started is not None:  # otherwise the reason above says it all
             print_summary(bridge.history)
+        if ended.status == "lost" and scenario is not None and bridge.run_id:
+            output.say(f"tui-descent: go on with: tui-descent resume {bridge.run_id}")
     elif code == EXIT_CODES["lost"] and trouble:
         print_trouble(trouble, log_path if script and keeper_gone() else None, come_back() if run_lives() else "")
     return Left(code if code is not None else app.return_code or 0, app.then, goes_on)
