@@ -121,6 +121,7 @@ def test_a_terminal_that_is_closed_leaves_the_run_going(opened: Open, home: obje
     assert again.ended() == 0
 
 
+@pytest.mark.heavy
 def test_stop_says_how_to_end_a_script_that_does_not_stop() -> None:
     with Live("exec", "--json", "--headless", "--", "sh", "-c", "sleep 600") as live:
         live.until(lambda line: line["event"] == "state")

@@ -98,6 +98,7 @@ def test_script_of_exec_is_started_again_in_its_folder(folder: Path, home: Path,
     assert recorded(home) == [("finished", 120)]
 
 
+@pytest.mark.heavy
 def test_script_of_its_own_is_resumed_by_name(folder: Path, home: Path) -> None:
     killed = subprocess.run([sys.executable, "train.py", "mortal"], timeout=WITHIN_S, env=environment(), check=False)
     assert killed.returncode == -9
