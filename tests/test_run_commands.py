@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from factories import started, steps, turned
+from msgspec.structs import replace
 from test_run_list import make
 
 from tui_descent import cli, paths, run_actions
@@ -249,3 +250,14 @@ def test_every_format_of_the_option_is_carried_out() -> None:
     from tui_descent.run_commands import FORMATS
 
     assert set(FORMATS) == set(run_actions.FORMATS)
+
+
+def test_long_values_are_cut_in_a_comparison(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = record("healthy", EVENTS), record("healthy", EVENTS)
+    for run, value in ((first, "a" * 200), (second, "b")):
+        folder = home / "runs" / run
+        launch = replace(Launch.read(folder), plan=((3, value),))
+        launch.write()
+    assert cli.main(["runs", "compare", first, second]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("--at 3"))
+    assert row.split()[2:] == ["a" * 39 + "…", "b"]

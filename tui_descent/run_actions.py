@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tui_descent.dashboard.view import Compared
 
 USAGE = 2
+MOST_SHOWN = 40  # characters of a value in a comparison
 LEFT_OUT = ("title", "story", "theme", "sources", "claim", "cause_off", "remedy")  # not parameters of a run
 DAY_S = 86_400
 
@@ -175,8 +176,14 @@ def compare(args: argparse.Namespace) -> int:
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [(name, *(column.get(name, "–") for column in columns)) for name in names]
     differing = [row for row in rows if row[1] != row[2] or row[0] in ("steps made", "last loss")]
-    _print_table([("", *(run.run for run in found)), *differing])
+    shown = [(name, *(_cut(value) for value in values)) for name, *values in differing]
+    _print_table([("", *(run.run for run in found)), *shown])
     return 0
+
+
+def _cut(value: str) -> str:
+    """The value, cut if it is long: the plan of a demonstration would make the table wider than any terminal."""
+    return value if len(value) <= MOST_SHOWN else f"{value[: MOST_SHOWN - 1]}…"
 
 
 def _parameters(run: RunFolder) -> dict[str, str]:
