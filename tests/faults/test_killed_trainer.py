@@ -36,7 +36,7 @@ def _twin(steps: int) -> list[float]:
 
 def killed(start: Start, drawn: random.Random, *, within_s: float = 1.5) -> tuple[Attended, list[KnobTurned], int]:
     """Kill the trainer of a fast run at a random moment. Returns the run, the interventions that were acknowledged, and
-    the number of steps that the viewer was told of.
+    the number of steps that the viewer had received.
     """
     attended = start("vanishing", *FAST, snapshot_every_s=drawn.choice((None, 0.2)))
     viewer = attended.viewer()

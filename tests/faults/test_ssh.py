@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import select
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ssh_server
-import tiny_trainer
-from runs import TUI, WITHIN_S, children, run
+from runs import TUI, WITHIN_S, children
 from ssh_server import SshServer
 from terminal import Terminal
-
-from tui_descent.protocol.events import StepsCompleted
-from tui_descent.run_list import find_run
-from tui_descent.telemetry.record import Record
+from watched_runs import TINY, VANISHING, beyond, check_record, step_of
 
 Open = Callable[..., Terminal]
-TINY = ("exec", "--", sys.executable, tiny_trainer.__file__)
-VANISHING = ("vanishing", "--pace", "60", "--set", "run.steps=1000000", "--set", "run.threads=1")
 WITHOUT_SSHD = ssh_server.why_not()
 needs_sshd = pytest.mark.skipif(WITHOUT_SSHD is not None, reason=WITHOUT_SSHD or "")
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
@@ -58,15 +50,6 @@ def remote(server: SshServer, home: Path, *args: str) -> list[str]:
     return server.command("cd", shlex.quote(os.getcwd()), "&&", *map(shlex.quote, words))
 
 
-def step_of(text: str) -> int:
-    found = re.search(r"step\s+([\d,]+)", text)
-    return int(found[1].replace(",", "")) if found else -1
-
-
-def beyond(step: int) -> Callable[[str], bool]:
-    return lambda text: step_of(text) > step
-
-
 def dashboards(home: Path) -> list[int]:
     """The processes of the dashboards, without the shells that have started them."""
     table = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
@@ -90,21 +73,6 @@ def server_killed(terminal: Terminal, server: SshServer) -> None:
     (sshd,) = children(server.process.pid)
     for pid in (sshd, *(child for child in children(sshd) if "sshd" in Path(f"/proc/{child}/comm").read_text())):
         os.kill(pid, signal.SIGKILL)
-
-
-def check_record(command: tuple[str, ...]) -> None:
-    """Stop the run. No step is missing in its record, and its losses are those of an undisturbed run."""
-    folder = find_run(None, live=True).folder
-    assert run("stop", folder.name).code == 0
-    with Record.open(folder) as record:
-        steps = [event for event in record.events() if isinstance(event, StepsCompleted)]
-    losses = [loss for event in steps for loss in event.losses]
-    assert [event.first + n for event in steps for n in range(len(event.losses))] == list(range(len(losses)))
-    if command is TINY:
-        assert losses == [1 / (step + 1) for step in range(len(losses))]
-    else:
-        twin = run("run", "vanishing", "--json", "--steps", str(len(losses)), "--set", "run.threads=1")
-        assert losses == twin.losses
 
 
 RUNS = [pytest.param(TINY, id="tiny"), pytest.param(VANISHING, id="vanishing", marks=pytest.mark.heavy)]

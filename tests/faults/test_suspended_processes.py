@@ -5,23 +5,16 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import tiny_trainer
-from runs import TUI, children, run
+from runs import TUI, children
 from terminal import Terminal
-
-from tui_descent.protocol.events import StepsCompleted
-from tui_descent.run_list import find_run
-from tui_descent.telemetry.record import Record
+from watched_runs import TINY, VANISHING, beyond, check_record, step_of
 
 Open = Callable[..., Terminal]
-TINY = ("exec", "--", sys.executable, tiny_trainer.__file__)
-VANISHING = ("vanishing", "--pace", "60", "--set", "run.steps=1000000", "--set", "run.threads=1")
 
 
 @pytest.fixture
@@ -37,15 +30,6 @@ def opened() -> Iterator[Open]:
         terminal.close()
 
 
-def step_of(text: str) -> int:
-    found = re.search(r"step\s+([\d,]+)", text)
-    return int(found[1].replace(",", "")) if found else -1
-
-
-def beyond(step: int) -> Callable[[str], bool]:
-    return lambda text: step_of(text) > step
-
-
 def silent(text: str) -> bool:
     """Whether the screen says for how long a scenario's trainer or a user's loop has been silent."""
     return re.search(r"(has not responded|silent) for \d+ s", text) is not None
@@ -57,21 +41,6 @@ def trainer_of(dashboard: Terminal) -> int:
     while inner := children(pid):
         (pid,) = inner
     return pid
-
-
-def check_record(command: tuple[str, ...]) -> None:
-    """Stop the run. No step is missing in its record, and its losses are those of an undisturbed run."""
-    folder: Path = find_run(None, live=True).folder
-    assert run("stop", folder.name).code == 0
-    with Record.open(folder) as record:
-        steps = [event for event in record.events() if isinstance(event, StepsCompleted)]
-    losses = [loss for event in steps for loss in event.losses]
-    assert [event.first + n for event in steps for n in range(len(event.losses))] == list(range(len(losses)))
-    if command is TINY:
-        assert losses == [1 / (step + 1) for step in range(len(losses))]
-    else:
-        twin = run("run", "vanishing", "--json", "--steps", str(len(losses)), "--set", "run.threads=1")
-        assert losses == twin.losses
 
 
 @pytest.mark.parametrize(

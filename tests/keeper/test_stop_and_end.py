@@ -5,47 +5,21 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from scripted_trainer import WITHIN_S, ScriptedTrainer
+from scripted_viewer import Viewer
 
 from tui_descent.keeper import ending, keeper
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol import codec
-from tui_descent.protocol.channel import ChannelError, Peer, listen
-from tui_descent.protocol.commands import AnyCommand, Hello, Request, ResizeTerminal, Stop
-from tui_descent.protocol.events import CommandDone, HistorySent, Noted, RunEnded, StateChanged, ToViewer
+from tui_descent.protocol.channel import ChannelError, listen
+from tui_descent.protocol.commands import ResizeTerminal, Stop
+from tui_descent.protocol.events import CommandDone, HistorySent, Noted, RunEnded, StateChanged
 from tui_descent.protocol.launch import CONNECTED_FILE
 from tui_descent.telemetry.history import History
-
-
-class Viewer:
-    def __init__(self, trainer: ScriptedTrainer) -> None:
-        assert trainer.listening.wait(WITHIN_S)
-        assert trainer.launch.socket is not None
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(trainer.launch.socket)
-        self.peer = Peer(sock, limit=codec.MAX_TO_VIEWER)
-        self.peer.send(Hello(version=codec.VERSION))
-        self._requests = 0
-        self._heard: list[ToViewer] = []
-
-    def ask(self, command: AnyCommand) -> None:
-        self._requests += 1
-        self.peer.send(Request(request=self._requests, command=command))
-
-    def until(self, wanted: Callable[[ToViewer], bool]) -> ToViewer:
-        while True:
-            while self._heard:
-                if wanted(message := self._heard.pop(0)):
-                    return message
-            assert self.peer.closed is None, self.peer.closed
-            assert select.select([self.peer.socket], [], [], WITHIN_S)[0]
-            self._heard += [codec.decode(codec.to_viewer, body) for body in self.peer.receive()]
-
 
 Connect = Callable[[ScriptedTrainer], Viewer]
 

@@ -242,7 +242,7 @@ class Keeper:
         if trainer.link.socket in self._selector.get_map():
             self._selector.unregister(trainer.link.socket)
         try:
-            trainer.connect_anew(sock)
+            trainer.connect_again(sock)
         except OSError as error:
             raise FrameError(f"cannot send the connection: {error.strerror}") from None
         finally:

@@ -152,7 +152,7 @@ class Trainer:
         trainer._owned = launch is not None and (launch.scenario is not None or launch.command is not None)
         return trainer
 
-    def connect_anew(self, sock: socket.socket) -> None:
+    def connect_again(self, sock: socket.socket) -> None:
         """Send the trainer's end of a new connection, and the ring, to the process at `sock`, which becomes the
         trainer. Raises `OSError`.
         """

@@ -23,7 +23,7 @@ MAY_BE_REJECTED = ("betas", "momentum", "norm=layer,where=mid", "activation@bloc
 
 # Muon needs a matrix between the first layer and the last; a conv net has none.
 ALL_CASES = [(f, o) for f in ("mlp", "conv", "transformer") for o in NAMES if (f, o) != ("conv", "muon")]
-# Usually every optimizer with one family; Nesterov's stands for plain momentum, too.
+# Usually every optimizer with one family. Plain momentum is left out, because Nesterov's uses the same state.
 USUAL_CASES = {
     *(("mlp", o) for o in ("sgd", "nesterov", "adam", "rmsprop", "muon")),
     *(("conv", "adam"), ("transformer", "adamw"), ("transformer", "muon")),

@@ -1,4 +1,4 @@
-"""A run that is built anew from a snapshot on disk goes on bitwise as the one that was saved."""
+"""A run built from a snapshot on disk goes on bitwise as the one that was saved."""
 
 from __future__ import annotations
 

@@ -737,7 +737,7 @@ def test_weights_that_start_equal_and_become_different_are_no_fault(name: str, k
     assert "equal weights" not in {fact.fault for fact in facts(keeper)}
 
 
-def test_units_that_are_drawn_anew_are_no_longer_equal(keeper: FakeKeeper) -> None:
+def test_units_that_are_drawn_again_are_no_longer_equal(keeper: FakeKeeper) -> None:
     def draw(step: int, net: Any, optimizer: Any) -> None:
         if step == 14:
             nn.init.normal_(net[0].weight)

@@ -231,7 +231,7 @@ class _Writer:
         if now.momentum == 0 and now.name != "muon":
             now.buffer = False
             owner = "optimizers[0]" if self._plan.several else "optimizer"
-            lines.append(f"{owner}.state.clear()  # a later momentum starts anew")
+            lines.append(f"{owner}.state.clear()  # a later momentum starts at 0")
         now.rename()
         return lines
 

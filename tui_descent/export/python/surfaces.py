@@ -49,7 +49,7 @@ def expression(program: tuple[Operation, ...]) -> str:
         match operation.name:
             case "number":
                 stack.append((f"n({operation.number!r})", 9))
-            case "x" | "y" as name:  # selected anew each time, as in the run: the order in which gradients are added
+            case "x" | "y" as name:  # selected each time, as in the run: the order in which gradients are added
                 stack.append((f"w[{'xy'.index(name)}]", 9))
             case "negate":
                 text, strength = stack.pop()

@@ -1,7 +1,7 @@
 """A net as plain values: its numbers, and what the knobs have changed in its structure.
 
-The structure is saved as it is, not as the list of interventions that made it: `load_net` gives a net that was built
-anew the same blocks, and then the same numbers.
+The structure is saved as it is, not as the list of interventions that made it: `load_net` gives a net that was
+just built the same blocks, and then the same numbers.
 """
 
 from __future__ import annotations

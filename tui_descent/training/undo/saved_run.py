@@ -1,4 +1,4 @@
-"""The whole state of a run as plain values, for a snapshot on disk, and back into a run that was built anew.
+"""The whole state of a run as plain values, for a snapshot on disk, and back into a run that was just built.
 
 An undo in the same process uses `Snapshot` instead, which keeps the objects themselves.
 """
@@ -59,7 +59,7 @@ def save_run(context: KnobContext) -> State:
 
 
 def load_run(context: KnobContext, saved: State) -> None:
-    """Give a run that was built anew the state that `save_run` returned. Call `Steering.after_restore` next.
+    """Give a run that was just built the state that `save_run` returned. Call `Steering.after_restore` next.
 
     Raises `SnapshotError` if the run does not fit. The objects of a user loop are then unchanged; a scenario run has to
     be built again.
