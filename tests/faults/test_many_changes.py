@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from attended import Start, Viewer, last_reported
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import KnobTurned
 
-PER_SECOND, DURING_S = 200, 8.0
+PER_SECOND, DURING_S, PAIRS = 200, 4.0, 15
 
 
 def cpu_s(pid: int) -> float:
@@ -32,17 +33,16 @@ def cpu_s_per_step(trainer: int, viewer: Viewer, *, changes: bool) -> float:
     return (cpu_s(trainer) - before_s) / (last_reported(viewer) - first)
 
 
-@pytest.mark.xfail(strict=True, reason="0.81 to 0.84 of the speed, with steps of 1.3 ms")
 @pytest.mark.heavy  # usual: test_viewers_and_commands.py counts and coalesces them
 def test_two_hundred_rate_changes_a_second_leave_the_training_its_speed(start: Start) -> None:
     run = start("healthy", "run.steps=10000000", "run.threads=1", "run.evaluate_every=0")
     viewer, trainer = run.viewer(), run.trainer
-    viewer.until_step(500)
-    plain, changed = [], []
-    for _ in range(4):  # by turns, since the speed of a machine changes
-        plain.append(cpu_s_per_step(trainer, viewer, changes=False))
-        changed.append(cpu_s_per_step(trainer, viewer, changes=True))
+    viewer.until_step(3000)
+    ratios = []
+    for _ in range(PAIRS):  # by turns, since the speed of a machine changes
+        plain = cpu_s_per_step(trainer, viewer, changes=False)
+        ratios.append(plain / cpu_s_per_step(trainer, viewer, changes=True))
     assert viewer.events(KnobTurned)
-    ratio = min(plain) / min(changed)
-    print(f"speed with {PER_SECOND} changes a second: {ratio:.3f}; {plain}; {changed}")
-    assert ratio > 0.95
+    median = statistics.median(ratios)
+    print(f"speed with {PER_SECOND} changes a second: {median:.3f}; {sorted(round(ratio, 3) for ratio in ratios)}")
+    assert median > 0.95

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -120,19 +121,20 @@ def use_up_free_changes(orders: CommandQueue, took_s: float) -> None:
 
 def test_after_the_free_changes_the_next_waits_in_proportion_to_their_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, orders = Clock(monkeypatch), CommandQueue()
-    use_up_free_changes(orders, 0.0005)  # 64 ms each at a share of 1/128
+    use_up_free_changes(orders, 0.00025)  # 64 ms each at a share of 1/256
     orders.put(order(lr("*2"), 20))
     assert orders.take(at_once=False) is None
-    assert not orders.due(clock.now_s)
+    assert 0.06 < orders.wait_s(clock.now_s) < 0.065
     clock.now_s += 0.03
     orders.put(order(lr("*2"), 21))
     assert orders.take(at_once=False) is None
     clock.now_s += 0.035
-    assert orders.due(clock.now_s)
+    assert orders.wait_s(clock.now_s) == 0
     both = orders.take(at_once=False)
     assert isinstance(both, QueuedCommand)
     assert (both.request.request, len(both.merged)) == (21, 1)
     assert orders.take(at_once=True) is None
+    assert orders.wait_s(clock.now_s) == math.inf
 
 
 def test_a_flood_of_changes_takes_no_more_than_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,10 @@ from nets import digit_batches, loss_of, mlp
 from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.protocol.commands import Resume, RunSteps, TurnKnob, Undo
-from tui_descent.protocol.events import KnobTurned, NotFinite
+from tui_descent.protocol.commands import Mark, Resume, RunSteps, TurnKnob, Undo
+from tui_descent.protocol.events import KnobTurned, Marked, NotFinite
 from tui_descent.scenario.knobs import parse
+from tui_descent.training.watch import watch as watch_module
 from tui_descent.training.watch.watch import Watch
 
 STEPS = 120
@@ -101,6 +102,26 @@ def test_command_sent_during_fast_steps_acts_on_the_next_update(keeper: FakeKeep
         (turned,) = keeper.events(KnobTurned)
         assert turned.step == n + 1
         assert [s.lr for s in keeper.steps()][n:] == [0.05, 0.1]
+
+
+def test_commands_in_quick_succession_do_not_end_each_series_of_fast_steps(
+    keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "COMMANDS_EVERY_S", 1000.0)
+    with watched(keeper, sampler=Sampler(every=0)) as (run, step):
+        n = 0
+        while not (run.fast > 20 and run.progress.fast_steps > 8):
+            step(n)
+            n += 1
+        keeper.send(Mark())
+        step(n)
+        keeper.send(Mark())
+        for later in range(n + 1, n + 6):
+            step(later)
+        assert [mark.step for mark in keeper.events(Marked)] == [n + 1]
+        monkeypatch.setattr(watch_module, "COMMANDS_EVERY_S", 0.0)
+        step(n + 6)
+        assert [mark.step for mark in keeper.events(Marked)] == [n + 7]
 
 
 def test_non_finite_gradient_is_found_during_fast_steps(keeper: FakeKeeper) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from tui_descent.training.keeper_link import KeeperLink
 
 # The first FREE_COUNT changes of one knob in quick succession are made at once. Further changes may take at most the
 # share TIME_SHARE of the time. Changes that arrive faster wait for at most MAX_WAIT_S and are merged.
-TIME_SHARE = 1 / 128
+TIME_SHARE = 1 / 256
 FREE_COUNT = 8
 MAX_WAIT_S = 0.25
 
@@ -55,15 +56,12 @@ class CommandQueue:
         self._ready_s = 0.0  # when the next change of the same knob may be made
         self._highest_cost_s = 0.0
 
-    @property
-    def waiting(self) -> bool:
-        """Whether any command is waiting."""
-        return bool(self._commands)
-
-    def poll(self, link: KeeperLink) -> None:
-        """Add the commands that the keeper has sent."""
-        for request in link.commands():
+    def poll(self, link: KeeperLink) -> bool:
+        """Add the commands that the keeper has sent. Returns whether there were any."""
+        arrived = link.commands()
+        for request in arrived:
             self.put(request)
+        return bool(arrived)
 
     def put(self, request: ClientRequest) -> None:
         """Append a request, or merge it into the last command if possible."""
@@ -74,9 +72,9 @@ class CommandQueue:
         """Return a command from `take` to the front of the queue."""
         self._commands.appendleft(queued)
 
-    def due(self, now_s: float) -> bool:
-        """Whether a command is waiting and may be carried out now."""
-        return bool(self._commands) and now_s >= self._ready_s
+    def wait_s(self, now_s: float) -> float:
+        """The time until a waiting command may be carried out, 0 if at once; infinite if none is waiting."""
+        return max(0.0, self._ready_s - now_s) if self._commands else math.inf
 
     def take(self, *, at_once: bool) -> QueuedCommand | None:
         """Remove and return the next command to carry out; None if there is none.

@@ -94,6 +94,7 @@ class Control:
         self._reported_at: int | None = None  # the step of the last fault that was reported
         self._faulty_at: int | None = None  # the step of the last fault
         self._handling_fault = False
+        self.received_s = -math.inf  # when commands arrived last, by `time.perf_counter`
         self.stopped_by: StopRun | None = None  # the `StopRun` that was raised last
 
     @property
@@ -105,13 +106,19 @@ class Control:
         return (
             progress.link is not None
             and progress.ring is not None
-            and not (mode.paused or progress.link.lost or steering.in_transition or self._queue.waiting)
+            and not (mode.paused or progress.link.lost or steering.in_transition)
+            and self.command_wait_s > 0
             and mode.steps_left is None
             and mode.stop_reason is None
             and steering.pace is None
             and (self._lens is None or not self._lens.awaits_pass)
             and (self._curvature is None or not self._curvature.may_read)
         )
+
+    @property
+    def command_wait_s(self) -> float:
+        """The time until a waiting command may be carried out; infinite if none is waiting."""
+        return self._queue.wait_s(time.monotonic())
 
     @property
     def steps_to_plan(self) -> float:
@@ -290,7 +297,7 @@ class Control:
             self._keep_connected(progress.link)
             keeper_gone = progress.link.lost and self._is_scenario
             slow = mode.paused or self._steering.pace is not None
-            if slow or progress.ring.flagged() or keeper_gone or self._queue.due(now_s):
+            if slow or progress.ring.flagged() or keeper_gone or self._queue.wait_s(now_s) <= 0:
                 self._process_commands()
         if mode.stop_reason is not None:
             self._stop("stopped", mode.stop_reason)
@@ -431,7 +438,8 @@ class Control:
         self.report_all()
         progress, mode, steering, link = self._progress, self.mode, self._steering, self._progress.link
         while link is not None and mode.stop_reason is None:
-            self._queue.poll(link)
+            if self._queue.poll(link):
+                self.received_s = time.perf_counter()
             while queued := self._queue.take(at_once=mode.paused or steering.pace is not None):
                 start_s = time.perf_counter()
                 self._handler.carry_out(queued)

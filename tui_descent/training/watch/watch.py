@@ -61,6 +61,7 @@ from tui_descent.training.watch.wiring import Wiring
 
 # A series of fast steps takes at most about this long, even if they are slower than expected.
 MAX_FAST_S = 0.4
+COMMANDS_EVERY_S = 0.05  # commands that arrive during fast steps are received at most this often
 
 
 class Watch:
@@ -270,7 +271,8 @@ class Watch:
             ring = progress.ring
             assert ring is not None
             self._timer.add_fast_step(start_s, hooks.fast_s)
-            if progress.fast_steps == 0 or ring.flagged() or start_s > self._fast_until_s:
+            asked = ring.flagged() and start_s > self.control.received_s + COMMANDS_EVERY_S
+            if progress.fast_steps == 0 or asked or start_s > self._fast_until_s:
                 busy_s = time.thread_time()
                 self._timer.report()
                 self._enter_next_step()
@@ -363,7 +365,7 @@ class Watch:
         self.begin_step()
         self._rates.report()
         self.progress.fast_steps = self._count_fast_steps()
-        self._fast_until_s = time.perf_counter() + MAX_FAST_S
+        self._fast_until_s = time.perf_counter() + min(MAX_FAST_S, self.control.command_wait_s)
 
     def _count_fast_steps(self) -> int:
         control, hooks, steering, results = self.control, self._hooks, self.steering, self._results
