@@ -45,7 +45,7 @@ def cut_off(terminal: Terminal) -> None:
 
 @pytest.mark.parametrize(
     ("command", "times", "suspended_s"),
-    [pytest.param(TINY, 1, 1.0, id="tiny"), pytest.param(VANISHING, 20, 30.0, id="vanishing", marks=pytest.mark.heavy)],
+    [pytest.param(TINY, 1, 1.0, id="tiny"), pytest.param(VANISHING, 50, 30.0, id="vanishing", marks=pytest.mark.heavy)],
 )
 def test_dashboards_that_come_and_go_do_not_disturb_the_run(
     command: tuple[str, ...], times: int, suspended_s: float, opened: Open, home: Path
