@@ -276,10 +276,23 @@ def test_a_script_that_fails_after_its_run_is_reported_and_its_output_kept() -> 
 )
 def test_a_too_small_terminal_shows_the_size_it_needs_until_it_is_enlarged(exported: dict[str, str]) -> None:
     terminal = Terminal([*COMMAND, *WITHOUT_TORCH], columns=50, rows=12, env=exported)
+
+    def resize(columns: int, rows: int) -> None:
+        terminal.screen.resize(rows, columns)
+        terminal.child.setwinsize(rows, columns)
+
     try:
         terminal.wait("60×20")
-        terminal.screen.resize(40, 120)
-        terminal.child.setwinsize(40, 120)
+        resize(1, 1)
+        terminal.read(0.3)
+        resize(500, 200)
+        terminal.wait(lambda text: "Gradient flow" in text and max(map(len, text.splitlines())) > 400)
+        resize(20, 5)
+        terminal.wait("60×20")
+        for n in range(40):  # as when the edge of a window is dragged
+            resize(1 + 12 * n, 1 + 4 * n)
+            terminal.read(0.01)
+        resize(120, 40)
         terminal.wait(lambda text: "Gradient flow" in text and max(map(len, text.splitlines())) > 110)
         terminal.press("q")
         terminal.wait("Leave this run?")
