@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
-import select
-import signal
 from pathlib import Path
 
 import pytest
 from attended import Attended, Start, Viewer
-from runs import WITHIN_S, Live, children, run, wait_until_free
+from runs import Live, children, kill_and_wait, run, wait_for_end, wait_until_free
 
 from tui_descent.protocol.commands import Pause, Stop, TurnKnob
 from tui_descent.protocol.events import HistorySent, KnobTurned, RunEnded, StepsCompleted
@@ -33,13 +30,6 @@ def recorded(folder: Path) -> tuple[list[float], list[KnobTurned]]:
     losses = [loss for e in steps for loss in e.losses]
     assert [e.first + n for e in steps for n in range(len(e.losses))] == list(range(len(losses)))
     return losses, [e for e in events if isinstance(e, KnobTurned)]
-
-
-def kill_and_wait(pid: int) -> None:
-    ended = os.pidfd_open(pid)
-    os.kill(pid, signal.SIGKILL)
-    assert select.select([ended], [], [], WITHIN_S)[0]
-    os.close(ended)
 
 
 def kill_keepers(attended: Attended, kills: int, *, seed: int = 0) -> list[KnobTurned]:
@@ -115,9 +105,7 @@ def test_run_stops_when_its_command_in_the_foreground_is_killed(home: Path) -> N
         (trainer,) = children(live.process.pid)
         live.process.kill()
         live.process.wait()
-        ended = os.pidfd_open(trainer)
-        assert select.select([ended], [], [], WITHIN_S)[0]
-        os.close(ended)
+        wait_for_end(trainer)
     (folder,) = (home / "runs").iterdir()
     wait_until_free(folder)
     losses, _ = recorded(folder)

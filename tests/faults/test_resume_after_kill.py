@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import same_process
-from runs import Live, children
+from runs import Live, children, kill_and_wait
 
 from tui_descent.telemetry.record import RECORD_FILE
 
@@ -54,7 +54,7 @@ def test_killed_run_is_resumed_bitwise(home: Path) -> None:
             at = chosen.randrange(5, 1100)
             live.until(lambda line, at=at: line["event"] == "step" and line["step"] >= at)  # type: ignore[misc]
             for pid in children(live.process.pid):
-                os.kill(pid, signal.SIGKILL)
+                kill_and_wait(pid)
             if number % 2:  # a headless run's keeper
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(live.process.pid, signal.SIGKILL)

@@ -217,3 +217,18 @@ def left_behind(home: Path) -> list[str]:
     """The command lines of processes that still use this home folder."""
     table = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,stat=,args="], capture_output=True, text=True, check=True)
     return [line for line in table.stdout.splitlines() if str(home) in line and " Z" not in line]
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process that need not be our child has ended."""
+    watched = os.pidfd_open(pid)
+    assert select.select([watched], [], [], WITHIN_S)[0]
+    os.close(watched)
+
+
+def kill_and_wait(pid: int) -> None:
+    """Kill a process and wait for its end: until then it keeps its locks."""
+    watched = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert select.select([watched], [], [], WITHIN_S)[0]
+    os.close(watched)

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 from pathlib import Path
 
 import tiny_trainer
-from runs import TUI, WITHIN_S, Live, children, recorded, run, wait_until_free
+from runs import TUI, WITHIN_S, Live, children, recorded, run, wait_for_end, wait_until_free
 
 from tui_descent.paths import new_run
-
-
-def wait_for_end(pid: int) -> None:
-    watched = os.pidfd_open(pid)
-    select.select([watched], [], [], WITHIN_S)
-    os.close(watched)
 
 
 def test_a_killed_run_leaves_its_record(home: Path) -> None:
