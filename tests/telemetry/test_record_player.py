@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from factories import rewound, started, steps, turned
+from task_pictures import surface_picture, taken
 from test_record import recorded, sent
 
 from tui_descent.protocol.events import AnyEvent, Evaluated, LaneEnded, LaneSteps, RunEnded, StepsCompleted
@@ -149,3 +150,24 @@ def test_record_without_steps_has_one_position(events: list[AnyEvent], tmp_path:
         opened.play()
         opened.advance(1.0)
         assert (opened.position, opened.total, opened.playing) == (0, 0, False)
+
+
+def test_every_position_has_the_picture_that_was_shown_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "FIRST_SPACING", 150)
+    events: list[AnyEvent] = []
+    for event in run():
+        pictured = isinstance(event, StepsCompleted) and event.segment == 0 and event.first % 10 == 5
+        events += [taken(surface_picture(8, 4), event.first)] if pictured else []
+        events.append(event)
+    recorded(tmp_path, events, batch=3)
+    with Record.open(tmp_path) as record:
+        opened = Player(record)
+        assert record.checkpoints()
+        for position in (90, 0, 4, 5, 6, 30, 60, 14, 90, 3):
+            opened.seek(position)
+            last = 55 if position > 55 else position // 10 * 10 - 5 + 10 * (position % 10 >= 5)
+            assert opened.history.task == (taken(surface_picture(8, 4), last) if last > 0 else None), position
+        opened.seek(4)
+        opened.play()
+        opened.advance(1.0)
+        assert opened.history.task == taken(surface_picture(8, 4), 35)

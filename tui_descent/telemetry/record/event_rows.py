@@ -24,7 +24,7 @@ from tui_descent.protocol.events import (
 from tui_descent.telemetry.record.step_rows import checksum
 
 LONGEST_JSON = 4096
-NOT_RECORDED = (StepsCompleted, TaskTaken, LensTaken)  # steps have their own table; pictures are for screens only
+NOT_RECORDED = (StepsCompleted, LensTaken)  # steps have their own table; a lens is for one screen only
 PACKED = "seq, after, body, crc"
 _json_encoder = msgspec.json.Encoder()
 _json: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
@@ -39,7 +39,7 @@ def pack(event: AnyEvent) -> str | bytes:
     """The body of an event's row."""
     if isinstance(event, ReadingsTaken):
         return zlib.compress(codec.encode(_rounded(event)), 1)
-    if not isinstance(event, LaneSteps | LedgerTaken):
+    if not isinstance(event, LaneSteps | LedgerTaken | TaskTaken):
         with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate, as in a file name that is not UTF-8
             data = _json_encoder.encode(event)
             # JSON writes NaN and infinities as null.

@@ -61,6 +61,9 @@ class Player:
         else:
             self._start_before(position)
             self._forwards(position - self.position)
+        if self.history.task is None:  # it is not in a checkpoint
+            here = None if position == self.total else self._place_before(position)
+            self.history.task = self._record.picture_at(here)
         self._clock_s = self._due_s()
 
     def _start_before(self, position: int) -> None:

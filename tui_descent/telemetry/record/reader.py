@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tui_descent.protocol.events import AnyEvent, KnobTurned, Rewound, StepsCompleted
+from tui_descent.protocol.events import AnyEvent, KnobTurned, Rewound, StepsCompleted, TaskTaken
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.record import checkpoints, event_rows, step_rows
 from tui_descent.telemetry.record.schema import RECORD_FILE, RecordError, connect_to_read
@@ -251,6 +251,15 @@ class Record:
             is_good = checksum(checkpoint.seq, checkpoint.after, body) == crc
             if is_good and (sent := checkpoints.unpack(body)) is not None:
                 return History.receive(sent)
+        return None
+
+    def picture_at(self, place: Place | None) -> TaskTaken | None:
+        """The newest recorded picture of the task before a place, or of the whole record; None if there is none."""
+        sql = f"SELECT {event_rows.PACKED} FROM events WHERE kind = 'task' AND seq <= ? ORDER BY seq DESC LIMIT 1"
+        with contextlib.suppress(sqlite3.DatabaseError):
+            row = self._connection.execute(sql, (1 << 60 if place is None else place.seq,)).fetchone()
+            found = None if row is None else self._unpacked("events", row)
+            return found if isinstance(found, TaskTaken) else None
         return None
 
     def places_of_interventions(self) -> list[tuple[int, int]]:

@@ -23,6 +23,7 @@ CREATE TABLE events (
     seq INTEGER PRIMARY KEY, segment INTEGER NOT NULL, step INTEGER NOT NULL, after INTEGER NOT NULL,
     time REAL NOT NULL, kind TEXT NOT NULL, body NOT NULL, crc INTEGER NOT NULL);
 CREATE INDEX changes ON events (seq) WHERE kind IN ('intervention', 'rewound');
+CREATE INDEX pictures ON events (seq) WHERE kind = 'task';
 CREATE TABLE checkpoints (
     id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, after INTEGER NOT NULL, segment INTEGER NOT NULL,
     step INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);

@@ -30,6 +30,7 @@ from tui_descent.protocol.events import (
     RunStarted,
     StateChanged,
     StepsCompleted,
+    TaskTaken,
 )
 from tui_descent.protocol.launch import Launch
 from tui_descent.telemetry.record import checkpoints, event_rows, step_rows
@@ -45,6 +46,7 @@ MAX_WAITING = 16 << 20  # bytes that wait in memory while nothing can be written
 # Readings are recorded at up to this many bytes per second on average: 9 MB an hour. The first ones, and those after
 # quiet times, may come faster.
 READINGS_PER_S, READINGS_AT_ONCE = 2_500, 1_000_000
+PICTURES_PER_S, PICTURES_AT_ONCE = 2_500, 1_000_000  # the same for pictures of the task
 # A checkpoint is the whole history, so that a reader need not begin at the first step. There are between half of
 # MAX_CHECKPOINTS and all of them, or fewer if they are large.
 MAX_CHECKPOINTS, MAX_CHECKPOINT_BYTES = 64, 6 << 20
@@ -83,6 +85,7 @@ class RecordWriter:
         self._lost = (0, 0)  # steps and other events that there was no room for, since recording has stopped
         self._reported, self._well_s = "", 0.0
         self._readings = ByteRate(READINGS_PER_S, READINGS_AT_ONCE)
+        self._pictures = ByteRate(PICTURES_PER_S, PICTURES_AT_ONCE)
         self._began_s = self._committed_s = self._looked_s = time.monotonic()
         self._spacing, self._since_checkpoint = FIRST_SPACING, 0
         self._seq, self._before_s = 0, 0.0
@@ -144,6 +147,8 @@ class RecordWriter:
             return
         body = event_rows.pack(event)
         if isinstance(event, ReadingsTaken | LedgerTaken | DeviceTaken) and not self._readings.allows(len(body)):
+            return
+        if isinstance(event, TaskTaken) and not self._pictures.allows(len(body)):
             return
         after = self._after
         self._note(event)
