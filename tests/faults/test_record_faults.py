@@ -303,6 +303,21 @@ def test_flipped_bytes_leave_the_rest_readable_and_nothing_wrong(seed: int, good
     assert damage or losses == true_losses, "what is missing is said"
 
 
+def test_damaged_list_of_tables_whose_name_is_no_text(good: Path, tmp_path: Path) -> None:
+    """The message of SQLite's error is then no text either."""
+    data = (good / RECORD_FILE).read_bytes()
+    assert data.count(b"CREATE INDEX steps_by_step ON steps (") == 1
+    broken = data.replace(b"CREATE INDEX steps_by_step ON steps (", b"CREATE INDEX steps_by_step ON st\xc5ps (")
+    (tmp_path / RECORD_FILE).write_bytes(broken)
+    found = read_all(tmp_path)
+    assert found is None or "damaged" in found[1]
+    made = Recording(tmp_path)
+    made.add(started(2), steps(0, [1.0]))
+    made.writer.close()
+    assert (tmp_path / "record-damaged.sqlite").read_bytes() == broken
+    assert read_all(tmp_path) is not None
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.99])
 def test_record_that_was_cut_off_is_read_as_far_as_it_goes(share: float, good: Path, tmp_path: Path) -> None:
     data = (good / RECORD_FILE).read_bytes()

@@ -138,6 +138,10 @@ def version_of(connection: sqlite3.Connection) -> int:
         except sqlite3.OperationalError as error:
             if error_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > until_s:
                 raise
+        except UnicodeDecodeError:  # the message names a damaged table, in bytes that are no text
+            damaged = sqlite3.DatabaseError("the list of its tables is damaged")
+            damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise damaged from None
 
 
 def other_version(version: int) -> str:
