@@ -6,16 +6,17 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
 import pytest
-from factories import started, steps, turned
+from factories import rewound, started, steps, turned
 from msgspec.structs import replace
 from test_run_list import make
 
 from tui_descent import cli, paths, run_actions
-from tui_descent.protocol.events import AnyEvent, Evaluated, LaneSteps, MetricLogged, RunEnded
+from tui_descent.protocol.events import AnyEvent, EndReached, Evaluated, LaneSteps, MetricLogged, RunEnded
 from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.race import Lane
 from tui_descent.protocol.run_lock import keep_folder
@@ -24,6 +25,7 @@ from tui_descent.run_list import RunNotFoundError
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
 from tui_descent.telemetry.record import RECORD_FILE, RecordError, RecordWriter
+from tui_descent.telemetry.smoothing import SmoothedLoss
 
 SCENARIO = {"title": "t", "optimizer": {"name": "sgd", "lr": 0.1}, "run": {"steps": 3, "seed": 0}}
 EVENTS: list[AnyEvent] = [
@@ -58,18 +60,60 @@ def record(
 
 def test_the_list_shows_each_run_with_its_end(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = record("healthy", EVENTS)
+    surface = record("bowl", [started(2), steps(0, [2.0, 1.5]), RunEnded(status="finished", step=2, loss=1.25)])
     killed = make("vanishing", began_s=50)
     live = make("plateau", began_s=40, ended=False)
     (home / "runs" / record("broken", EVENTS) / RECORD_FILE).write_bytes(b"x" * 5000)
     assert cli.main(["runs"]) == 0
     heads, *rows, total = capsys.readouterr().out.splitlines()
-    assert heads.split() == ["run", "scenario", "state", "step", "loss", "for", "size"]
-    found = {row.split()[0]: row.split()[1:5] for row in rows}
-    assert found[done] == ["healthy", "finished", "3", "0.25"]
-    assert found[killed] == ["vanishing", "lost", "3", "0.25"]
-    assert found[live][:2] == ["plateau", "starting"]
+    assert re.split(" {2,}", heads) == ["run", "scenario", "state", "step", "train loss", "held-out", "for", "size"]
+    found = {row.split()[0]: row.split()[1:6] for row in rows}
+    assert found[done] == ["healthy", "finished", "3", "nan", "0.25"]
+    assert found[surface] == ["bowl", "finished", "2", "1.5", "–"]
+    assert found[killed] == ["vanishing", "lost", "3", "0.25", "–"]
+    assert found[live] == ["plateau", "starting", "3", "0.25", "–"]
     assert next(row for row in rows if "broken" in row).split()[2] == "unreadable"
-    assert total.startswith("4 runs, 1 live, ")
+    assert total.startswith("5 runs, 1 live, ")
+
+
+def smoothed(*losses: float) -> float:
+    average = SmoothedLoss()
+    for step, loss in enumerate(losses):
+        average.add(step, loss)
+    return average.value
+
+
+def test_the_losses_of_a_run_are_of_the_same_kind_before_and_after_its_end() -> None:
+    name, folder = paths.new_run("healthy")
+    launch = Launch(run=name, name="healthy", folder=str(folder), socket=None)
+    launch.write()
+    history = History()
+    writer = RecordWriter.open(launch, history.send)
+
+    def listed(*events: AnyEvent) -> tuple[float | None, float | None]:
+        for event in events:
+            history.apply(event)
+            writer.add(event)
+        writer.commit()
+        (run,) = run_actions.list_runs()
+        summary = run_actions.summary_of(run)
+        return summary.train_loss, summary.held_out_loss
+
+    assert listed(replace(started(2), scenario=None)) == (None, None)
+    noisy = [1.0 + 0.3 * (step % 2) for step in range(1500)]
+    assert listed(steps(0, noisy)) == (pytest.approx(history.shown_loss, rel=1e-6), None)
+    assert listed(Evaluated(segment=0, step=1500, loss=4.0))[1] == 4.0
+    logged = MetricLogged(segment=0, step=1500, name="val/loss", value=3.0)
+    before = listed(logged)
+    assert before[1] == 3.0
+    after = listed(EndReached(segment=0, step=1500, loss=2.5, accuracy=0.5))
+    assert after == (before[0], 2.5)
+    assert listed(RunEnded(status="finished", step=1500, loss=2.25, accuracy=0.5)) == (before[0], 2.25)
+    # An undo takes the evaluations of the undone steps with it, and the newest loss is that of the steps before.
+    assert listed(rewound((0, 1500), (0, 3), 1, back=True)) == (pytest.approx(smoothed(*noisy[:3])), None)
+    assert listed(replace(steps(3, [5.0]), segment=1))[0] == pytest.approx(smoothed(*noisy[:3], 5.0))
+    assert listed(replace(steps(4, [math.inf]), segment=1))[0] == math.inf
+    writer.close()
 
 
 def test_the_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +124,9 @@ def test_the_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.get("v") for line in lines] == [1, None]
     (line,) = [line for line in lines if line["run"] == run]
     assert (line["state"], line["live"], line["step"], line["loss"]) == ("lost", False, 1, "inf")
+    assert (line["train_loss"], line["held_out_loss"]) == ("inf", None)
+    (line,) = [line for line in lines if line["run"] != run]
+    assert (line["train_loss"], line["held_out_loss"], line["loss"]) == ("nan", 0.25, 0.25)
     assert line["size"] >= (Path(line["folder"]) / RECORD_FILE).stat().st_size
 
 
@@ -138,13 +185,15 @@ def test_only_parameters_that_differ_are_compared(capsys: pytest.CaptureFixture[
     assert cli.main(["runs", "compare", first, second]) == 0
     heads, *rows = capsys.readouterr().out.splitlines()
     assert heads.split() == [first, second]
-    found = {row[:24].strip(): row.split()[-2:] for row in rows}
+    found = {row.split("  ")[0]: row.split()[-2:] for row in rows}
     assert [row.split()[-2:] for row in rows if row.startswith("optimizer.name")] == [["sgd", "adam"]]
     assert [row.split()[-2:] for row in rows if row.startswith("model.depth")] == [["–", "3"]]
     assert [row.split()[-2:] for row in rows if row.startswith("--at 5")] == [["–", "residual=on"]]
     assert [row.split()[-2:] for row in rows if row.startswith("step 2: lr")] == [["0.2", "–"]]
     assert not any(row.startswith(("title", "optimizer.lr", "run.")) for row in rows)
-    assert any("steps made" in name for name in found)
+    assert found["steps made"] == ["3", "3"]
+    assert found["training loss"] == ["nan", "nan"]
+    assert found["held-out loss"] == ["0.25", "0.25"]
 
 
 def exported(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -749,7 +749,7 @@ def _attach(args: argparse.Namespace) -> int:
     left = run_dashboard(
         Path(launch.socket),
         name=launch.name,
-        log_path=launch.path / LOG_FILE,
+        log_path=None if launch.has_own_terminal else launch.path / LOG_FILE,
         script=launch.scenario is None,
         scenario=launch.scenario,
         keeper_gone=lambda: not is_held(launch.path),

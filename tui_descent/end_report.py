@@ -42,10 +42,12 @@ def print_summary(history: History, *, seconds: str = "") -> None:
         return
     name = history.started.name if history.started else "run"
     facts = [f"{name}: {ended.status}", f"{ended.step:,} step{'s' * (ended.step != 1)}{seconds}"]
-    if ended.loss is not None:
+    if ended.loss is not None and ended.accuracy is None:  # of a surface or of a net without held-out data
         facts.append(f"loss {ended.loss:.6g}")
-    if ended.accuracy is not None:
-        facts.append(f"accuracy {ended.accuracy:.4f}")
+    elif history.losses.get(history.segment):
+        facts.append(f"training loss {history.shown_loss:.4g}")
+    if ended.loss is not None and ended.accuracy is not None:
+        facts += [f"held-out loss {ended.loss:.6g}", f"accuracy {ended.accuracy:.4f}"]
     if ended.position is not None:
         facts.append("w = " + ", ".join(f"{v:.12g}" for v in ended.position))
     print(escape_controls(" · ".join(facts)))
@@ -82,7 +84,7 @@ def print_race(history: History, ended: RunEnded, *, seconds: str = "") -> None:
 def print_detached(history: History, run: str, come_back: str) -> None:
     """Print where a run is that goes on without a dashboard, and the command to come back to it."""
     place = f"at step {history.steps:,}" if history.started is not None else f"({history.state.state})"
-    loss = f", loss {history.shown_loss:.3g}" if history.losses else ""
+    loss = f", training loss {history.shown_loss:.3g}" if history.losses else ""
     if history.state.state == "waiting":  # it ends when the last dashboard leaves
         output.say(f"detached: {run} {place}{loss}; all steps done; see it again with: tui-descent replay {run}")
         return

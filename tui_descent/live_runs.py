@@ -62,8 +62,7 @@ def find_live(text: str | None, runs_dir: str | None) -> Launch:
 def come_back(launch: Launch) -> str:
     """The command that opens a dashboard on this run."""
     folder = launch.path.parent
-    live = [run.run for run in list_runs(str(folder)) if run.live]
-    command = "tui-descent attach" if live in ([], [launch.run]) else f"tui-descent attach {launch.run}"
+    command = f"tui-descent attach {launch.run}"
     return command if folder == runs_folder() else f"{command} --runs-dir {folder}"
 
 

@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 USAGE = 2
 MOST_SHOWN = 40  # characters of a value in a comparison
 LEFT_OUT = ("title", "story", "theme", "sources", "claim", "cause_off", "remedy")  # not parameters of a run
+ALWAYS_COMPARED = ("steps made", "training loss", "held-out loss")
 DAY_S = 86_400
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the list. `state` is that of a live run, else how it has ended. `size` is the folder's, in bytes."""
+    """One line of the list. `state` is that of a live run, else how it has ended. `size` is the folder's, in bytes.
+
+    `train_loss` is an average over the last steps. `held_out_loss` is the newest one; None if none is known. `loss` is
+    the loss that was reported last: that of the last step, or what was evaluated after the end.
+    """
 
     run: str
     name: str
@@ -40,6 +45,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     live: bool
     step: int
     loss: float
+    train_loss: float | None
+    held_out_loss: float | None
     seconds: float
     size: int
     started: float
@@ -49,12 +56,13 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 def summary_of(run: RunFolder) -> RunSummary:
     """What the list shows of a run. A record that cannot be read is a `problem`, not an error."""
-    fields: dict[str, Any] = {"step": 0, "loss": math.nan, "seconds": 0.0, "started": 0.0}
+    fields: dict[str, Any] = {"step": 0, "loss": math.nan, "held_out_loss": None, "seconds": 0.0, "started": 0.0}
+    train_loss = None
     state, problem = "starting" if run.live else "lost", ""
     if run.recorded:
         try:
             with Record.open(run.folder) as record:
-                about = record.about
+                about, train_loss = record.about, record.training_loss()
             fields = {name: getattr(about, name) for name in fields}
             state = _state(about, live=run.live)
         except RecordError as error:
@@ -64,6 +72,7 @@ def summary_of(run: RunFolder) -> RunSummary:
         name=run.name,
         live=run.live,
         state=state,
+        train_loss=train_loss,
         folder=str(run.folder),
         size=_size(run.folder),
         problem=problem,
@@ -98,20 +107,21 @@ def print_runs(args: argparse.Namespace) -> int:
     if not summaries:
         output.say("tui-descent: there is no run yet; start one with: tui-descent vanishing")
         return 0
-    heads = ("run", "scenario", "state", "step", "loss", "for", "size")
+    heads = ("run", "scenario", "state", "step", "train loss", "held-out", "for", "size")
     rows = [
         (
             one.run,
             one.name,
             one.state,
             f"{one.step:,}",
-            "–" if math.isnan(one.loss) else f"{one.loss:.4g}",
+            shown_loss(one.train_loss),
+            shown_loss(one.held_out_loss),
             duration(one.seconds),
             megabytes(one.size),
         )
         for one in summaries
     ]
-    _print_table([heads, *rows], right=(3, 4, 5, 6))
+    _print_table([heads, *rows], right=(3, 4, 5, 6, 7))
     live = sum(one.live for one in summaries)
     total = megabytes(sum(one.size for one in summaries))
     print(f"{len(summaries)} run{'s' * (len(summaries) != 1)}, {live} live, {total}")
@@ -175,7 +185,7 @@ def compare(args: argparse.Namespace) -> int:
         return _usage(str(error))
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = [(name, *(column.get(name, "–") for column in columns)) for name in names]
-    differing = [row for row in rows if row[1] != row[2] or row[0] in ("steps made", "last loss")]
+    differing = [row for row in rows if row[1] != row[2] or row[0] in ALWAYS_COMPARED]
     shown = [(name, *(_cut(value) for value in values)) for name, *values in differing]
     _print_table([("", *(run.run for run in found)), *shown])
     return 0
@@ -190,7 +200,7 @@ def _parameters(run: RunFolder) -> dict[str, str]:
     """What defines a run and what came of it, as text by name."""
     launch = Launch.read(run.folder)
     with Record.open(run.folder) as record:
-        about, turned = record.about, record.interventions()
+        about, train_loss, turned = record.about, record.training_loss(), record.interventions()
     found = {place: text for place, text in _flat(launch.scenario or {}) if place.partition(".")[0] not in LEFT_OUT}
     if launch.command is not None:
         found["command"] = " ".join(launch.command)
@@ -202,7 +212,8 @@ def _parameters(run: RunFolder) -> dict[str, str]:
             found[f"step {made.step}: {made.knob}{target}"] = made.value or made.new
     found["state"] = _state(about, live=run.live)
     found["steps made"] = f"{about.step:,}"
-    found["last loss"] = "–" if math.isnan(about.loss) else f"{about.loss:.6g}"
+    found["training loss"] = shown_loss(train_loss)
+    found["held-out loss"] = shown_loss(about.held_out_loss)
     if about.accuracy is not None:
         found["accuracy"] = f"{about.accuracy:.4f}"
     found["took"] = duration(about.seconds)
@@ -342,6 +353,11 @@ FORMATS: dict[str, Callable[[Record, RunFolder, str | None], int]] = {
     "scenario": _export_scenario,
     "python": _export_python,
 }
+
+
+def shown_loss(loss: float | None) -> str:
+    """A loss as text; a dash if none is known."""
+    return "–" if loss is None else f"{loss:.4g}"
 
 
 def duration(seconds: float) -> str:

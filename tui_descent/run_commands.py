@@ -51,7 +51,11 @@ def _add_runs(commands: Any) -> None:
         "runs",
         help="list the runs on this machine, compare two, or remove some",
         description="List the runs on this machine, compare two, or remove some. RUN is the beginning of a run's id or "
-        "name.\n\n"
+        "name.\n"
+        "`train loss` is the training loss, an average over the last steps, as in the dashboard;\n"
+        "`held-out` is the newest loss on held-out data. With --json they are train_loss and\n"
+        "held_out_loss; loss is the last one reported: of the last step, or after the end the\n"
+        "one evaluated then.\n\n"
         "  tui-descent runs\n"
         "  tui-descent runs --json\n"
         "  tui-descent runs compare vanishing-2026 healthy   the parameters that differ, and the results\n"

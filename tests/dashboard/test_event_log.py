@@ -60,20 +60,20 @@ def test_everything_between_evaluations_stays_visible_and_splits_their_line() ->
 @pytest.mark.parametrize(
     ("predicted", "happened", "text"),
     [
-        ("healthy", "vanishing", "after r: still vanishing (predicted: healthy)"),
-        ("healthy", "healthy", "after r: healthy, as predicted"),
-        ("vanishing", "vanishing", "after r: still vanishing, as predicted"),
-        ("healthy", "plateau", "after r: plateau (predicted: healthy)"),
+        ("healthy", "vanishing", "after residual on: still vanishing (predicted: healthy)"),
+        ("healthy", "healthy", "after residual on: healthy, as predicted"),
+        ("vanishing", "vanishing", "after residual on: still vanishing, as predicted"),
+        ("healthy", "plateau", "after residual on: plateau (predicted: healthy)"),
     ],
 )
-def test_outcome_of_an_intervention_names_its_key(predicted: str, happened: str, text: str) -> None:
+def test_outcome_of_an_intervention_names_what_was_changed(predicted: str, happened: str, text: str) -> None:
     outcome = PredictionChecked(
         segment=0,
         step=230,
         predicted=predicted,
         happened=happened,
         held=predicted == happened,
-        change="r",
+        change="residual on",
         before="vanishing",
     )
     assert sentences([outcome]) == [f"230 {text}"]

@@ -133,6 +133,8 @@ RUNS = [
         live=live,
         step=1234,
         loss=0.25,
+        train_loss=0.3,
+        held_out_loss=0.25,
         seconds=90.0,
         size=2_000_000,
         started=0.0,
@@ -153,7 +155,9 @@ async def test_live_runs_come_first_and_recorded_ones_last(size: tuple[int, int]
         await wait_until(pilot, lambda: "enter attaches" in text_of(app), lambda: text_of(app))
         text = text_of(app)
         assert text.index("Running now") < text.index("mine") < text.index("Start here")
-        assert "held · step 1,234 · loss 0.25" in text
+        assert "held · step 1,234" in text
+        assert "training loss 0.3 " in text
+        assert "held-out loss 0.25 " in text
         await pilot.press("end")
         await wait_until(pilot, lambda: "enter replays it" in text_of(app), lambda: text_of(app))
         assert "Recorded runs" in text_of(app)

@@ -377,3 +377,14 @@ async def test_the_whole_path_of_the_log_is_shown_and_no_panel_for_an_empty_log(
     async with open_dashboard((80, 24), [*EARLIER, empty]) as dashboard:
         await dashboard.shows("KeyError: 'x'", "Gradient flow")
         assert "Last lines" not in dashboard.text()
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40)])
+async def test_the_status_line_says_that_a_dashboard_is_read_only(size: tuple[int, int]) -> None:
+    for read_only in (True, False):
+        async with open_dashboard(size, vanishing(30), read_only=read_only) as dashboard:
+            await dashboard.shows("● running")
+            await dashboard.drawn()
+            status = dashboard.text().splitlines()[0]
+            assert status.endswith("  read-only  ● running") == read_only
+            assert ("read-only" in dashboard.text()) == read_only

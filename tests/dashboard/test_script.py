@@ -62,6 +62,13 @@ async def test_output_wraps_and_has_no_control_codes(tmp_path: Path) -> None:
         assert not any((ord(c) < 32 and c != "\n") or c in "\u202e\u2066\x9b" for c in seen)
 
 
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_output_of_a_script_that_was_not_started_by_us_is_in_its_own_terminal(size: tuple[int, int]) -> None:
+    async with open_dashboard(size, LOOP, script=True) as dashboard:
+        await dashboard.press("7")
+        await dashboard.shows("what it prints is in its own terminal.", "tui-descent exec -- python train.py")
+
+
 async def test_a_scenario_has_an_output_view_too() -> None:
     async with open_dashboard((80, 24), [started()]) as dashboard:
         await dashboard.press("7")

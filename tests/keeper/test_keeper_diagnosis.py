@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 import pytest
-from factories import curved, reading_of, started, steps
+from factories import curved, reading_of, started, steps, turned
 
 from tui_descent.keeper.diagnosis import DiagnosisEvents
 from tui_descent.protocol.events import (
@@ -14,6 +14,7 @@ from tui_descent.protocol.events import (
     Diagnosed,
     KnobState,
     Layer,
+    PredictionChecked,
     RunStarted,
     StateChanged,
 )
@@ -70,6 +71,22 @@ def test_numbers_of_a_run_that_pauses_or_stops_are_the_newest(state: Literal["pa
     said = [event for event in diagnosis.after(StateChanged(state=state)) if isinstance(event, Diagnosed)]
     assert [one.evidence["loss"] for one in said] == [pytest.approx(0.1)]
     assert not list(diagnosis.newest()), "it has been published"
+
+
+@pytest.mark.parametrize("source", ["send", "key", "plan"])
+def test_the_outcome_of_a_change_names_what_was_changed(source: Literal["send", "key", "plan"]) -> None:
+    diagnosis = DiagnosisEvents()
+    list(diagnosis.after(start_of("healthy")))
+    findings(diagnosis, 2.3, range(3))
+    assert findings(diagnosis, 0.2, range(3, 60)) == ["healthy"]
+    change = turned(60, "0.0195312", "0.009765625", knob="lr", value="0.009765625", source=source)
+    published = list(diagnosis.after(change))
+    for step in range(60, 160):
+        values: dict[str, list[float | None]] = {"backprop_factor": [1.0, 1.0], "update_norm": [0.01, 0.01]}
+        published += diagnosis.after(reading_of(step, values, global_grad_norm=0.2))
+        published += diagnosis.after(steps(step, [0.1]))
+    (outcome,) = [event for event in published if isinstance(event, PredictionChecked)]
+    assert (outcome.change, outcome.happened, outcome.held) == ("lr 0.009766", "healthy", True)
 
 
 def test_context_has_the_loss_of_a_guess() -> None:

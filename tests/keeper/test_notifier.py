@@ -65,8 +65,10 @@ def diagnosed(finding: str, step: int = 50, kind: str = "dynamics") -> Diagnosed
     ("event", "occasion", "text"),
     [
         (RunEnded(status="finished", step=3, loss=0.5), "end", "my run: finished at step 3, loss 0.5"),
+        (RunEnded(status="finished", step=3, loss=0.5, accuracy=0.8), "end",
+         "my run: finished at step 3, held-out loss 0.5"),
         (RunEnded(status="lost", step=3, reason="killed by SIGKILL"), "end",
-         "my run: lost at step 3: killed by SIGKILL, loss 0.25"),
+         "my run: lost at step 3: killed by SIGKILL, training loss 0.25"),
         (RunEnded(status="diverged", step=3, reason="loss is nan"), "divergence",
          "my run: diverged at step 3: loss is nan"),
         (EndReached(segment=0, step=1200, loss=0.5), "end", "my run: has made all 1,200 steps, loss 0.5"),

@@ -49,7 +49,8 @@ def test_detach_attach_and_stop(opened: Open) -> None:
     first.wait("Leave this run?")
     first.press("d")
     assert first.ended() == 0
-    left_at = re.search(r"detached: (\S+) at step (\d+), loss \S+; come back with: tui-descent attach\r", shell(first))
+    place = r"detached: (\S+) at step (\d+), training loss \S+"
+    left_at = re.search(rf"{place}; come back with: tui-descent attach \1\r", shell(first))
     assert left_at is not None
     second, looking = opened("attach"), opened("attach", "--read-only", left_at[1][:12])
     for terminal in (second, looking):

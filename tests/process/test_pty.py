@@ -17,7 +17,7 @@ from runs import children
 from terminal import Terminal
 
 COMMAND = [sys.executable, "-m", "tui_descent"]
-DETACHED = re.compile(r"detached: \S+ at step \d+, loss [\d.]+; come back with: tui-descent attach")
+DETACHED = re.compile(r"detached: (\S+) at step \d+, training loss [\d.]+; come back with: tui-descent attach \1\r")
 VANISHING = ("vanishing", "--pace", "100", "--set", "run.steps=100000")  # it does not end before the last key
 WITHOUT_TORCH = ("exec", "--", sys.executable, tiny_trainer.__file__)
 

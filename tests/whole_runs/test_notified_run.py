@@ -24,7 +24,7 @@ def test_command_is_run_for_the_finding_and_at_the_end(tmp_path: Path) -> None:
         time.sleep(0.01)
     first, last = text.splitlines()
     assert first.startswith("finding: --to me vanishing: step 50: vanishing. blocks.0 gets ")
-    assert last.startswith("end: --to me vanishing: finished at step 60, loss 2.3")
+    assert last.startswith("end: --to me vanishing: finished at step 60, held-out loss 2.3")
 
 
 @pytest.mark.parametrize(

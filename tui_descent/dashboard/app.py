@@ -174,7 +174,8 @@ class DescentApp(App[int]):
             self.bridge.send(Stop(kill=True))
             self._stop_deadline_s = self._loop_time() + STOP_TIMEOUT_S
         else:
-            self.push_screen(LeaveDialog(script=self._is_script, then=self.then), self._leave_answered)
+            dialog = LeaveDialog(self.bridge.run_id, script=self._is_script, then=self.then)
+            self.push_screen(dialog, self._leave_answered)
 
     def _leave_answered(self, answer: Answer | None) -> None:
         if answer is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 
 from rich.text import Text
@@ -51,8 +50,11 @@ def about_run(one: RunSummary) -> Text:
     """What is known of a run, and what to do with it."""
     text = Text()
     text.append(safe(one.name), style=colours.BRIGHT).append(f"\n{safe(one.run)}\n\n", style=colours.DIM)
-    loss = "" if math.isnan(one.loss) else f" · loss {one.loss:.4g}"
-    text.append(f"{safe(one.state)} · step {one.step:,}{loss}", style=colours.TEXT)
+    text.append(f"{safe(one.state)} · step {one.step:,}", style=colours.TEXT)
+    if one.train_loss is not None:
+        text.append(f"\ntraining loss {one.train_loss:.4g}", style=colours.TEXT)
+    if one.held_out_loss is not None:
+        text.append(f"\nheld-out loss {one.held_out_loss:.4g}", style=colours.TEXT)
     text.append(f"\n{duration(one.seconds)} · {megabytes(one.size)} on disk\n\n", style=colours.DIM)
     if one.problem:
         text.append(f"{safe(one.problem)}\n\n", style=colours.ORANGE)

@@ -96,7 +96,7 @@ class ReplayApp(DescentApp):
     """The dashboard of a recorded run."""
 
     def __init__(self, player: Player, launch: Launch | None, *, signals: Signals | None = None) -> None:
-        log = None if launch is None or launch.command is None else launch.path / LOG_FILE
+        log = None if launch is None or launch.has_own_terminal else launch.path / LOG_FILE
         super().__init__(
             Path(),
             name="run" if launch is None else launch.name,
@@ -106,6 +106,8 @@ class ReplayApp(DescentApp):
             bridge=ReplayBridge(player),
             screen=ReplayScreen,
         )
+        if launch is not None and launch.has_own_terminal:
+            self.run_screen.view = replace(self.run_screen.view, own_terminal=True)
         self.player = player
         self._frame_s = time.monotonic()
         self._target: int | None = None  # where keys have moved the cursor since the last frame

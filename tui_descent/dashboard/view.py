@@ -54,6 +54,8 @@ class View:
     axis is logarithmic. `recent`: the time axis shows the last steps instead of the whole run. `ghosts`: show the loss
     curves of undone steps. `all_events`: the event log shows evaluations and plain notes too. `selected`: the index of
     the selected layer, in forward order. `output`: the newest lines that the script has printed, while they are shown.
+    `read_only`: this dashboard changes nothing. `own_terminal`: a script was not started by us, so what it prints is
+    not known.
     `stopping`: the user has asked to stop, and the script has not ended yet. `shown`: the name of the view, `story` for
     the story. `hidden`: the lines of charts that are not drawn. `predict`: the story view asks for a prediction before
     a change; `prediction` is the newest one. `nudge`: what the activation lens compares.
@@ -75,6 +77,8 @@ class View:
     selected: int | None = None
     output: tuple[str, ...] = ()
     stopping: bool = False
+    own_terminal: bool = False
+    read_only: bool = False
     shown: str = "overview"
     hidden: frozenset[str] = frozenset()
     predict: bool = True

@@ -27,7 +27,7 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     WiringFound,
 )
-from tui_descent.scenario.knobs import CHANGE_STEPS, NEUTRAL_KNOBS
+from tui_descent.scenario.knobs import CHANGE_STEPS, NEUTRAL_KNOBS, shown_value
 from tui_descent.telemetry.diagnosis import Diagnosis, Finding, sentence
 from tui_descent.telemetry.diagnosis.situation import after_turn, situation_of
 
@@ -43,6 +43,7 @@ class DiagnosisEvents:
         self._published_s = 0.0
         self._step = 0
         self._segment = 0
+        self._change = ""  # the last intervention
 
     def after(self, event: AnyEvent) -> Iterator[AnyEvent]:
         """Process one event; yields the events to publish after it."""
@@ -83,6 +84,7 @@ class DiagnosisEvents:
                 self._diagnosis.undoable = bool(event.in_force)
                 self._published = None
             case KnobTurned() if event.knob not in NEUTRAL_KNOBS:
+                self._change = f"{event.knob} {shown_value(event.knob, event.new)}"
                 gradual = CHANGE_STEPS.get(event.way or "", 0)
                 value = event.value or event.new
                 self._diagnosis.turn_knob(event.step, event.knob, value, old=event.old, gradual=gradual)
@@ -109,7 +111,7 @@ class DiagnosisEvents:
                 predicted=outcome.predicted,
                 happened=outcome.happened,
                 held=outcome.held,
-                change=outcome.change,
+                change=self._change,
                 before=outcome.before,
             )
         found = diagnosis.finding()

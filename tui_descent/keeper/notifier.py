@@ -98,10 +98,11 @@ class Notifier:
                 if event.status == "finished" and event.step == self._end_step:
                     return  # notified when it had made all steps
                 reason = f": {event.reason}" if event.reason and event.status != "finished" else ""
-                self._notify("end", f"{event.status} at step {event.step:,}{reason}", event.step, event.loss)
+                what = f"{event.status} at step {event.step:,}{reason}"
+                self._notify("end", what, event.step, event.loss, _kind(event))
             case EndReached():
                 self._end_step = event.step
-                self._notify("end", f"has made all {event.step:,} steps", event.step, event.loss)
+                self._notify("end", f"has made all {event.step:,} steps", event.step, event.loss, _kind(event))
             case StateChanged(state="held"):
                 self._notify("hold", f"held at step {self._history.steps:,}: {event.reason}", self._history.steps)
             case NotFinite(then="note"):
@@ -141,8 +142,8 @@ class Notifier:
                     f"--notify: {self._name} ended with exit code {process.returncode}; see {KEEPER_LOG_FILE}"
                 )
 
-    def _notify(self, occasion: Occasion, what: str, step: int, loss: float | None = None) -> bool:
-        """Start the command. Returns whether it was started."""
+    def _notify(self, occasion: Occasion, what: str, step: int, loss: float | None = None, kind: str = "loss") -> bool:
+        """Start the command. Returns whether it was started. `kind` says in the sentence what the loss is."""
         now_s = time.monotonic()
         if occasion != "end" and now_s - self._notified_s.get(occasion, -math.inf) < LEAST_S:
             return False
@@ -150,10 +151,10 @@ class Notifier:
         if not self._command or (len(self._running) >= MOST_AT_ONCE and occasion != "end"):
             return False
         self._notified_s[occasion] = now_s
-        shown = self._history.loss if loss is None else loss
+        shown, kind = (self._history.loss, "training loss") if loss is None else (loss, kind)
         text = f"{self._launch.name.lstrip('-')}: {what}"
         if occasion == "end" and math.isfinite(shown):
-            text += f", loss {shown:.4g}"
+            text += f", {kind} {shown:.4g}"
         text = "".join(c if c.isprintable() else " " for c in text)[:MOST_TEXT]
         facts = {"EVENT": occasion, "RUN": self._launch.run, "STEP": str(step), "LOSS": f"{shown!r}", "TEXT": text}
         return self._start(text, facts)
@@ -180,3 +181,8 @@ class Notifier:
             return False
         self._running.append(process)
         return True
+
+
+def _kind(event: RunEnded | EndReached) -> str:
+    """What the loss at the end is. Without an accuracy there is no held-out data, as on a test surface."""
+    return "loss" if event.accuracy is None else "held-out loss"

@@ -360,7 +360,7 @@ class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
 class PredictionChecked(Event, frozen=True, kw_only=True, tag="outcome"):
     """The predicted and the actual result of an intervention. `held` says whether the prediction was right.
 
-    `change` is the key of the intervention, or its knob if it has none. `before` is the finding at that time.
+    `change` is the changed knob with its new value, as in `residual on`. `before` is the finding at that time.
     """
 
     segment: int

@@ -94,8 +94,13 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         """Whether snapshots are kept in memory: for an undo in a run with a dashboard or in a loop that started its
         keeper, and for a rollback.
         """
-        is_own_loop = self.scenario is None and self.command is None and self.socket is not None
+        is_own_loop = self.has_own_terminal and self.socket is not None
         return self.attended or is_own_loop or self.rollback > 0
+
+    @property
+    def has_own_terminal(self) -> bool:
+        """Whether the run is that of a script that we have not started, so that we do not have what it prints."""
+        return self.scenario is None and self.command is None
 
     def write(self) -> None:
         """Write the settings into the run's folder. Raises `OSError`, and `ValueError` for text that is not UTF-8."""

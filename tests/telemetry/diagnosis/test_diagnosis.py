@@ -271,9 +271,7 @@ def test_outcome_of_an_intervention_that_helps_is_healthy() -> None:
     for step in range(60, 120):
         assert diagnosis.outcome is None or step >= 60 + MIN_STEPS
         feed(diagnosis, observed.seen, [step])
-    assert diagnosis.outcome == Outcome(
-        predicted="healthy", happened="healthy", held=True, change="r", before="vanishing"
-    )
+    assert diagnosis.outcome == Outcome(predicted="healthy", happened="healthy", held=True, before="vanishing")
     finding = diagnosis.finding()
     assert finding is not None
     assert finding.finding == "healthy"
@@ -304,9 +302,7 @@ def test_prediction_can_fail() -> None:
     run_at(diagnosis, range(FIRMLY, FIRMLY + LONG_WINDOW - 1), loss=2.3)
     assert diagnosis.outcome is None, "what was not predicted needs more evidence"
     run_at(diagnosis, range(FIRMLY + LONG_WINDOW - 1, FIRMLY + LONG_WINDOW), loss=2.3)
-    assert diagnosis.outcome == Outcome(
-        predicted="healthy", happened="plateau", held=False, change="o", before="plateau"
-    )
+    assert diagnosis.outcome == Outcome(predicted="healthy", happened="plateau", held=False, before="plateau")
     diagnosis.turn_knob(400)
     run_at(diagnosis, range(400, 400 + LONG_WINDOW), loss=2.3)
     assert diagnosis.outcome is None, "there is no prediction without a knob"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts.raster import Raster
@@ -94,25 +95,33 @@ def gutter(view: View, width: int) -> int:
     return min(max(longest + 2, MIN_GUTTER), MAX_GUTTER, max(MIN_GUTTER, width // 4))
 
 
-def marks(view: View, time_axis: TimeAxis) -> list[tuple[int, str]]:
-    """The segment's interventions and marks: column and text, such as `residual on`, in order."""
+class Mark(NamedTuple):
+    """An intervention or a mark on a time axis: its name, such as `residual on`, and in short `residual`."""
+
+    column: int
+    text: str
+    short: str
+
+
+def marks(view: View, time_axis: TimeAxis) -> list[Mark]:
+    """The segment's interventions and marks, in order."""
     history = view.history
-    found: list[tuple[int, str]] = []
+    found: list[Mark] = []
     events: Iterable[KnobTurned | Marked] = sorted((*history.interventions, *history.marks), key=lambda e: e.step)
     for event in events:
         column = time_axis.column(event.step)
         if event.segment != history.segment or column is None:
             continue
         if isinstance(event, Marked):
-            found.append((column, event.text))
+            found.append(Mark(column, event.text, event.text))
         elif event.knob not in NEUTRAL_KNOBS:
-            found.append((column, f"{event.knob} {shown_value(event.knob, event.new)}"))
+            found.append(Mark(column, f"{event.knob} {shown_value(event.knob, event.new)}", event.knob))
     return found
 
 
 def draw_marks(raster: Raster, view: View, time_axis: TimeAxis) -> None:
     """Draw a dashed line at each mark. Curves and points stay in front of it."""
-    for column in {column for column, _ in marks(view, time_axis)}:
+    for column in {mark.column for mark in marks(view, time_axis)}:
         for row in range(raster.rows):
             if raster.is_blank(column, row):
                 raster.write(column, row, "┊", colours.MARK)

@@ -18,7 +18,7 @@ from tui_descent.dashboard.left import Then
 
 Answer = Literal["detach", "stop", "cancel"]
 
-DETACH = "the run goes on; come back with: tui-descent attach"
+DETACH = "the run goes on; come back with:\ntui-descent attach {}"
 DETACH_TO_GALLERY = "choose another preset; this run goes on"
 STOP = "end the run after this step and quit; its record is kept"
 STOP_SCRIPT = "end the loop after this step; your script may still save"
@@ -35,7 +35,10 @@ CANCEL = "keep this screen open"
 
 
 class LeaveDialog(Dialog[Answer]):
-    """`script` says that the run is a user's script, `then` what follows. The first row is the default."""
+    """`run` is the run's id. `script` says that it is a user's script, `then` what follows.
+
+    The first row is the default.
+    """
 
     hints = "↑ ↓ choose · enter answers · escape stays"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -44,7 +47,7 @@ class LeaveDialog(Dialog[Answer]):
         Binding("c,q", "cancel", show=False),
     ]
 
-    def __init__(self, *, script: bool = False, then: Then = "quit") -> None:
+    def __init__(self, run: str, *, script: bool = False, then: Then = "quit") -> None:
         super().__init__()
         stop = STOP_SCRIPT if script else STOP
         does = {"quit": stop, "restart": RESTART, "gallery": GALLERY, "race": RACE}[then]
@@ -54,7 +57,7 @@ class LeaveDialog(Dialog[Answer]):
             "cancel": ("c", "cancel", CANCEL),
         }
         if then == "quit":
-            self._rows = {"detach": ("d", "detach", DETACH), **self._rows}
+            self._rows = {"detach": ("d", "detach", DETACH.format(run)), **self._rows}
         elif then == "gallery":
             rows = self._rows
             self._rows = {"stop": rows["stop"], "detach": ("d", "detach", DETACH_TO_GALLERY), "cancel": rows["cancel"]}

@@ -78,7 +78,7 @@ class HeatmapPanel(Panel):
             self._scale.widen(values, LOG_FLOOR)
         picture, dimmed = self._picture(bins, time_axis, 2 * height)
         self._has_dimmed = bool(dimmed)
-        marked = {column for column, _ in marks(view, time_axis)}
+        marked = {mark.column for mark in marks(view, time_axis)}
         names = row_names(view, height, left - 2)
         labels = layer_labels(view.layers, left - 2)
         self._layers = [

@@ -14,6 +14,12 @@ from tui_descent.dashboard.view import View
 from tui_descent.protocol.exit_status import script_failed_after_run
 
 MAX_COLUMNS = 2000
+OWN_TERMINAL = (
+    "This script was not started by tui-descent:",
+    "what it prints is in its own terminal.",
+    "To see it here, start the script with:",
+    "tui-descent exec -- python train.py",
+)
 
 
 class OutputPanel(Panel):
@@ -46,6 +52,8 @@ class OutputPanel(Panel):
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         """Long lines are wrapped."""
         if not view.output:
+            if view.own_terminal:
+                return notice([(line, colours.DIM) for line in OWN_TERMINAL], width, height)
             who = "the trainer" if view.history.started and view.history.started.scenario else "the script"
             return notice([(f"{who} has not printed anything", colours.DIM)], width, height)
         rows: list[Strip] = []

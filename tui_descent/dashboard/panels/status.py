@@ -26,12 +26,15 @@ class StatusPanel(Panel, can_focus=False):
     """One row, always visible."""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """The state is at the right edge.
+        """The state is at the right edge, after a word if this dashboard is read-only.
 
         If the other parts do not all fit, those with the highest ranks are left out.
         """
         word, style = state_of(view)
-        end = Line().add(f"{colours.state_glyph(word)} ", style).add(word, style).add(" ")
+        end = Line()
+        if view.read_only and not view.replay:
+            end.add("read-only  ", colours.KEY)
+        end.add(f"{colours.state_glyph(word)} ", style).add(word, style).add(" ")
         room = width - end.width  # each part takes two more cells, for the blanks between parts and at both ends
         parts = _parts(view)
         kept: list[int] = []

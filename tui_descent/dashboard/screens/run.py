@@ -113,7 +113,13 @@ class RunScreen(Screen[None]):
     ) -> None:
         super().__init__()
         self.bridge = bridge
-        self.view = View(history=bridge.history, name=name, scenario=scenario)
+        self.view = View(
+            history=bridge.history,
+            name=name,
+            scenario=scenario,
+            own_terminal=script and log_path is None,
+            read_only=bridge.read_only,
+        )
         self._output = None if log_path is None else ScriptOutput(log_path)
         self._output_due_s = 0.0
         self._script_size: tuple[int, int] | None = None

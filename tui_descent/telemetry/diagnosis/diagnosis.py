@@ -63,7 +63,7 @@ from tui_descent.telemetry.diagnosis.rules import (
     rose_again,
     spoilt,
 )
-from tui_descent.telemetry.diagnosis.situation import RunContext, key_of
+from tui_descent.telemetry.diagnosis.situation import RunContext
 
 # A window begins with the run and with each intervention. It is judged once it has this many steps and readings.
 MIN_STEPS, MIN_READINGS = 50, 5
@@ -104,7 +104,7 @@ class Diagnosis:
         self._best = math.inf
         self._curvature_requested = False
         self._predicted: str | None = None
-        self._turned = "", "", ""  # knob, key, and the finding before
+        self._before = ""  # the finding before the last intervention
         self._try: tuple[str, str, str] | None = None  # what should have helped: the finding before, key, and knob
         self._spoilt: str | None = None  # the largest update, if updates have spoilt the weights for good
         self._failed: set[str] = set()  # knobs that should have helped and have not
@@ -225,8 +225,7 @@ class Diagnosis:
         """
         before = self.finding()
         self._predicted, self.outcome, self._try = None, None, None
-        key = "" if knob is None else key_of(knob, value)
-        self._turned = knob or "", key, "" if before is None else before.finding
+        self._before = "" if before is None else before.finding
         if before is not None and knob is not None:
             helps = before.finding in FINE or any(is_advised(a, knob, value, old) for a in before.advice)
             self._predicted = "healthy" if helps else before.finding
@@ -430,14 +429,7 @@ class Diagnosis:
             return
         held = found.finding in FINE
         if held or found.kind == "numerics" or self._step_count >= LONG_WINDOW:
-            knob, key, before = self._turned
-            self.outcome = Outcome(
-                predicted=self._predicted,
-                happened=found.finding,
-                held=held,
-                change=key or knob,
-                before=before,
-            )
+            self.outcome = Outcome(predicted=self._predicted, happened=found.finding, held=held, before=self._before)
             self._predicted = None
 
     def _has_risen(self) -> bool:

@@ -32,15 +32,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What an intervention was predicted to lead to, and what happened.
-
-    `change` is its key, or its knob if it has none; `before` is the finding at that time.
-    """
+    """What an intervention was predicted to lead to, and what happened. `before` is the finding at that time."""
 
     predicted: str
     happened: str
     held: bool
-    change: str = ""
     before: str = ""
 
 

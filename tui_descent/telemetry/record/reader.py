@@ -21,6 +21,7 @@ from tui_descent.telemetry.history import History
 from tui_descent.telemetry.record import checkpoints, event_rows, step_rows
 from tui_descent.telemetry.record.schema import RECORD_FILE, RecordError, connect_to_read
 from tui_descent.telemetry.record.step_rows import checksum
+from tui_descent.telemetry.smoothing import WINDOW, SmoothedLoss
 
 _CHANGES = "kind IN ('intervention', 'rewound')"  # the condition of an index
 _SEQ = "SELECT value FROM about WHERE key = 'seq'"
@@ -47,7 +48,9 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `status` is that of `RunEnded`, or "running" if the run has not ended or was killed. `state` is its last state.
     `started` and `updated` are times since 1970, `seconds` is how long the run was recorded, `size` the file's bytes.
-    `scenario` is None for a user loop. `loss` is NaN if there is none. `values` is the whole table `about`.
+    `scenario` is None for a user loop. `loss` is the last loss that was reported: that of the last step, or after the
+    end what was evaluated then; NaN if there is none. `held_out_loss` is the newest one of the last segment. `values`
+    is the whole table `about`.
     """
 
     run: str
@@ -60,6 +63,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     planned_steps: int | None
     loss: float
+    held_out_loss: float | None
     accuracy: float | None
     started: float
     updated: float
@@ -161,6 +165,7 @@ class Record:
             step=int(_number(known.get("step"), 0)),
             planned_steps=known.get("planned_steps"),
             loss=_number(known.get("loss"), math.nan),
+            held_out_loss=known.get("held_out_loss"),
             accuracy=known.get("accuracy"),
             started=_number(known.get("started"), 0.0),
             updated=_number(known.get("updated"), 0.0),
@@ -176,6 +181,34 @@ class Record:
         """The segment, and how many steps of it are made."""
         about = self.about
         return about.segment, about.step
+
+    def training_loss(self) -> float | None:
+        """The training loss at the end, smoothed as the status line shows it; None if no step was made.
+
+        It is computed from the last two rows of steps, so its last digits may differ from those of the status line.
+        """
+        about = self.about
+        try:
+            rows = self._connection.execute(
+                f"SELECT {step_rows.PACKED} FROM steps WHERE first < ? ORDER BY seq DESC LIMIT 2", (about.step,)
+            ).fetchall()
+        except sqlite3.DatabaseError:  # a part of the table is damaged
+            return None
+        losses: list[tuple[int, float]] = []  # by step
+        end = about.step
+        for row in rows:  # the newest first; the steps of an older one may have been undone
+            if isinstance(steps := self._unpacked("steps", row), StepsCompleted):
+                losses[:0] = enumerate(steps.losses[: max(0, end - steps.first)], steps.first)
+                end = min(end, steps.first)
+        # As in a history: without batches the loss has no noise to smooth away.
+        window = 1.0 if about.scenario is not None and about.scenario.get("data") is None else WINDOW
+        smoothed = SmoothedLoss()
+        for step, loss in losses:
+            if math.isfinite(loss):
+                smoothed.add(step, loss, window)
+        if not losses or not math.isfinite(losses[-1][1]):
+            return losses[-1][1] if losses else None
+        return smoothed.value
 
     def events(self) -> Iterator[AnyEvent]:
         """All recorded events in their order, with the steps among them."""

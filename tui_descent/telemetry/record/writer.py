@@ -18,10 +18,13 @@ from typing import Any
 from tui_descent.protocol.events import (
     AnyEvent,
     DeviceTaken,
+    EndReached,
+    Evaluated,
     HistorySent,
     KnobTurned,
     LaneSteps,
     LedgerTaken,
+    MetricLogged,
     Noted,
     ReadingsTaken,
     RecordingChanged,
@@ -33,6 +36,7 @@ from tui_descent.protocol.events import (
     TaskTaken,
 )
 from tui_descent.protocol.launch import Launch
+from tui_descent.telemetry.metric_history import held_out_loss
 from tui_descent.telemetry.record import checkpoints, event_rows, step_rows
 from tui_descent.telemetry.record.byte_rate import ByteRate
 from tui_descent.telemetry.record.schema import RECORD_FILE, connect_to_write, error_code
@@ -130,7 +134,7 @@ class RecordWriter:
         if "started" not in known:
             self.set(started=time.time(), status="running", segment=0, step=0)
         else:
-            self.set(status="running")
+            self.set(status="running", accuracy=None)  # that of the end, if a run is resumed
 
     def set(self, **values: str | float | None) -> None:
         """Set values of the table `about`, together with the next commit."""
@@ -176,7 +180,13 @@ class RecordWriter:
             case Rewound():
                 self._segment, self._steps = event.segment, event.step
                 self._row_ended()
-                self.set(segment=self._segment, step=self._steps)
+                self.set(segment=self._segment, step=self._steps, held_out_loss=None)
+            case EndReached():
+                self._note_end_loss(event)
+            case Evaluated():
+                self.set(held_out_loss=event.loss)
+            case MetricLogged() if (evaluated := held_out_loss(event)) is not None:
+                self.set(held_out_loss=evaluated.loss)
             case LaneSteps():
                 self._steps = max(self._steps, event.first + len(event.losses))
                 self.set(step=self._steps)
@@ -184,6 +194,12 @@ class RecordWriter:
                 self.set(status=event.status, reason=event.reason, state="ended", accuracy=event.accuracy)
                 if event.loss is not None:
                     self.set(loss=event.loss)
+                self._note_end_loss(event)
+
+    def _note_end_loss(self, event: EndReached | RunEnded) -> None:
+        """The loss at the end is that of the held-out data, if there is any: then there is an accuracy too."""
+        if event.accuracy is not None:
+            self.set(held_out_loss=event.loss)
 
     def _add_steps(self, event: StepsCompleted) -> None:
         start, count = 0, len(event.losses)
