@@ -105,12 +105,12 @@ def test_a_diagnosis_of_another_segment_is_not_shown() -> None:
 
 def test_a_lost_trainer_is_named_only_once() -> None:
     lost = RunEnded(status="lost", step=80, reason="trainer lost (signal 9) at step 80")
-    assert line_of(lost) == ("trainer lost (signal 9) at step 80", "display frozen · q: quit")
+    assert line_of(lost) == ("trainer lost (signal 9) at step 80", "display frozen · q: leave")
 
 
 def test_a_script_that_failed_after_its_run_is_shown_in_red() -> None:
     ended = RunEnded(status="finished", step=80, reason="the script then failed with exit code 1", exit_code=1)
-    assert line_of(ended) == ("finished", "at step 80: the script then failed with exit code 1 · q: quit")
+    assert line_of(ended) == ("finished", "at step 80: the script then failed with exit code 1 · q: leave")
     assert colours.end_style(ended) == colours.GREEN, "without a log it does not count as a failure"
     assert colours.end_style(msgspec.structs.replace(ended, log_path="/x/run.log")) == colours.RED
 
@@ -135,7 +135,7 @@ def test_a_long_diagnosis_is_cut_but_keeps_its_advice(width: int) -> None:
 @pytest.mark.parametrize("back", ["; u goes back 123456 steps", "; u goes back 1 step", ""])
 def test_a_held_run_keeps_its_advice_at_every_width(width: int, back: str, dropped: bool) -> None:
     sentence = "loss is nan at step 6: matmul overflows in blocks.1.linear, before the update"
-    advice = f"; space drops this batch{back} · q: quit" if dropped else f"{back} · space: resume · q: quit"
+    advice = f"; space drops this batch{back} · q: leave" if dropped else f"{back} · space: resume · q: leave"
     reason = f"{sentence}{advice if dropped else back}"
     history = History()
     for event in (started(), steps(0, [1.0] * 6), StateChanged(state="held", reason=reason)):
@@ -175,14 +175,14 @@ CAUSE = "sqrt at 0 in the loss function?"
     ],
 )
 def test_a_held_line_begins_with_the_cause(fault: NotFinite, shown: str) -> None:
-    advice = "; space drops this batch; u goes back 398 steps · q: quit"
+    advice = "; space drops this batch; u goes back 398 steps · q: leave"
     history = History()
     for event in (started(), steps(0, [1.0] * 6), fault, StateChanged(state="held", reason=f"{fault.text}{advice}")):
         history.apply(event)
     look = View(history=history, connected=True)
     rows = [row.text.rstrip() for row in FooterPanel().draw(look, 80, 3)]
     assert rows[0].removesuffix("…").startswith(shown)
-    assert rows[1] == " space drops this batch; u goes back 398 steps · q: quit"
+    assert rows[1] == " space drops this batch; u goes back 398 steps · q: leave"
     resumed = Exchange(command=Resume(), reply=CommandDone(segment=0, step=5, client=7, request=3, what="resume"))
     again = View(history=history, exchange=resumed)
     assert [row.text.rstrip() for row in FooterPanel().draw(again, 80, 3)][:2] == rows[:2], "held again: an old answer"
@@ -192,7 +192,7 @@ def test_a_held_line_begins_with_the_cause(fault: NotFinite, shown: str) -> None
     assert rows[0].endswith("; space drops this batch")
 
 
-@pytest.mark.parametrize("quits", ["", " · q: quit"])
+@pytest.mark.parametrize("quits", ["", " · q: leave"])
 def test_a_run_that_is_held_because_it_diverged_is_not_told_to_drop_the_batch(quits: str) -> None:
     nan = msgspec.structs.replace(FAULT, what="loss", where="", cause="", value="nan", text="loss is nan at step 6")
     found = Diagnosed(
@@ -202,11 +202,11 @@ def test_a_run_that_is_held_because_it_diverged_is_not_told_to_drop_the_batch(qu
     )  # fmt: skip
     keys = f"; space drops this batch; u goes back 2 steps{quits}"
     held = StateChanged(state="held", reason=f"{nan.text}{keys}")
-    more = quits or " · space: resume · q: quit"
+    more = quits or " · space: resume · q: leave"
     assert line_of(nan, found, held) == (
         "held", f"Loss nan after it had risen (step 6); u goes back 2 steps, then [: lr ÷10{more}",
     )  # fmt: skip
-    only = msgspec.structs.replace(held, reason=f"{nan.text}; space drops this batch · q: quit")
+    only = msgspec.structs.replace(held, reason=f"{nan.text}; space drops this batch · q: leave")
     assert "space drops this batch" in line_of(nan, found, only)[1], "nothing can be undone"
 
 
@@ -216,7 +216,7 @@ def test_an_ended_run_keeps_the_quit_key() -> None:
         history.apply(event)
     row = FooterPanel().draw(View(history=history, connected=True), 80, 3)[0].text.rstrip()
     assert row.startswith(" failed  at step 6: no memory")
-    assert row.endswith("… · q: quit")
+    assert row.endswith("… · q: leave")
 
 
 def ended_after(*events: AnyEvent, status: Status = "finished") -> History:

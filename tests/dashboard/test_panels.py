@@ -320,7 +320,7 @@ def test_the_knob_line_is_never_cut_and_keeps_the_most_important_keys(width: int
             bar = knob_line(look, width, tabs=tabs)
             assert bar.width <= width
             words = f"{''.join(s.text for s in bar.segments)}  "
-            assert words.endswith("  ? help  q quit  ")
+            assert words.endswith("  ? help  q leave  ")
             assert not (tabs and "123456789h" in words), "they have a row of their own"
             words = words.replace("123456789h", VIEW_KEYS)
             shown = [entry.rank for key, (entry, _) in ENTRIES.items() if f" {key} " in words]

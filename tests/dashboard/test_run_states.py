@@ -190,7 +190,7 @@ async def test_a_silent_trainer_is_shown_in_every_state_and_keys_answer(state: S
         dashboard.keeper.publish(before)
         await dashboard.shows(f"{state_glyph(state)} {state}")
         dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=4))
-        await dashboard.shows("▲ silent for 4 s", "the trainer is suspended or in a long step · q: quit")
+        await dashboard.shows("▲ silent for 4 s", "the trainer is suspended or in a long step · q: leave")
         dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=12))
         await dashboard.shows("▲ silent for 12 s")
         dashboard.keeper.replies = False
@@ -211,7 +211,7 @@ async def test_a_silent_keeper_is_shown_until_it_sends_again(state: State, monke
         await dashboard.wait_until(lambda: dashboard.app.bridge.client is not None)
         late_s = time.monotonic() + 9
         monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
-        await dashboard.shows("▲ silent for ", "the run's keeper does not respond (suspended?) · q: quit")
+        await dashboard.shows("▲ silent for ", "the run's keeper does not respond (suspended?) · q: leave")
         assert any(f"▲ silent for {n} s" in dashboard.text() for n in range(9, 20)), "more on a busy machine"
         dashboard.keeper.beat()
         await dashboard.shows(f"{state_glyph(state)} {state}")
@@ -277,7 +277,7 @@ async def test_a_keeper_with_nothing_to_send_is_not_silent(state: State, monkeyp
 async def test_a_user_loop_that_calls_nothing_is_not_called_a_trainer() -> None:
     silent = StateChanged(state="running", reason="the trainer has not responded for 400 s", silent_s=400)
     async with open_dashboard((80, 24), [started(scenario=None), StateChanged(state="running"), silent]) as dashboard:
-        await dashboard.shows("silent for 400 s  your loop has not called run.step since · q: quit")
+        await dashboard.shows("silent for 400 s  your loop has not called run.step since · q: leave")
 
 
 @pytest.mark.parametrize("state", ["importing torch", "building"])

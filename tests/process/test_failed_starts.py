@@ -65,7 +65,7 @@ def test_a_torch_that_cannot_be_imported_is_one_line(broken_torch: str, opened: 
     terminal = start(opened, "first-descent")
     terminal.wait("failed  at step 0: torch could not be")
     text = terminal.wait("Why the run failed")
-    assert "Try python -c 'import torch' · q: quit" in text
+    assert "Try python -c 'import torch' · q: leave" in text
     assert broken_torch in " ".join(text.replace("│", " ").split())
     assert "Traceback" not in text
     terminal.press("q")
@@ -197,7 +197,7 @@ def test_a_suspended_keeper_is_shown_and_can_be_left(home: Path, opened: list[Te
     terminal.wait("importing torch")
     (keeper,) = children(terminal.child.pid)
     os.kill(keeper, signal.SIGSTOP)
-    terminal.wait("the run's keeper does not respond (suspended?) · q: quit")
+    terminal.wait("the run's keeper does not respond (suspended?) · q: leave")
     terminal.press("q")
     assert terminal.ended() == 4
     assert "tui-descent: the run's keeper has not responded for " in shell(terminal)

@@ -39,8 +39,8 @@ from tui_descent.protocol.events import Status
 from tui_descent.protocol.exit_status import exit_code
 
 STOP_TIMEOUT_S = 10.0
-SCRIPT_RESTARTS = "your script decides where it starts; quit with q and run it again"
-SCRIPT_HAS_NO_GALLERY = "the gallery is for presets; q quits your script"
+SCRIPT_RESTARTS = "your script decides where it starts; stop it with q and run it again"
+SCRIPT_HAS_NO_GALLERY = "the gallery is for presets; q leaves your script"
 EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "diverged": 0, "failed": 1, "lost": 4}
 
 

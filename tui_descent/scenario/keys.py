@@ -274,10 +274,10 @@ KEYS: tuple[KeyBinding, ...] = (
     KeyBinding(
         "q",
         ("q", "ctrl+c", "ctrl+q"),
-        "quit",
-        "stop the run and quit (asks first)",
         "leave",
-        footer=FooterEntry(word="quit", short="quit", rank=0),
+        "leave the run: it goes on without you, or is stopped (asks first)",
+        "leave",
+        footer=FooterEntry(word="leave", short="leave", rank=0),
     ),
     KeyBinding(
         "↑",

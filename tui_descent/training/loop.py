@@ -65,4 +65,4 @@ def _advice(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         found = describe(error)
         return f"out of memory: {found}; this step was not counted. Free memory, or press q and use a smaller batch"
-    return f"the step raised {describe(error)}; this step was not counted. space tries the next batch, q quits"
+    return f"the step raised {describe(error)}; this step was not counted. space tries the next batch, q leaves"

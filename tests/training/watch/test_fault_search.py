@@ -315,7 +315,7 @@ def test_held_run_offers_to_drop_the_batch_only_with_finite_weights(
             loss.backward()
             optimizer.step()
             run.step(loss)
-    assert held[0].reason.endswith("; space drops this batch · q: quit") == offers
+    assert held[0].reason.endswith("; space drops this batch · q: leave") == offers
     assert len(held) == (1 if offers else 2)
 
 

@@ -27,7 +27,7 @@ STAY = frozenset({"up", "down", "pageup", "pagedown", "home", "end"})
 class EndCardDialog(Dialog[str]):
     """Answers with the key that was pressed, if it is a key of the run screen: the card closes and the key acts."""
 
-    hints = "R restart · p gallery · space more steps · q quit · escape closes"
+    hints = "R restart · p gallery · space more steps · q leave · escape closes"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "cancel", show=False)]
 
     def __init__(self, card: EndCard) -> None:

@@ -20,7 +20,7 @@ Answer = Literal["detach", "stop", "cancel"]
 
 DETACH = "the run goes on; come back with:\ntui-descent attach {}"
 DETACH_TO_GALLERY = "choose another preset; this run goes on"
-STOP = "end the run after this step and quit; its record is kept"
+STOP = "end the run after this step; its record is kept"
 STOP_SCRIPT = "end the loop after this step; your script may still save"
 RESTART = "end this run and start the same one again from step 0"
 GALLERY = "end this run and choose another preset"

@@ -16,7 +16,7 @@ from tui_descent.telemetry.history import History
 from tui_descent.telemetry.last_verdict import last_turn, turned_since
 from tui_descent.telemetry.race_history import first_to_reach
 
-QUIT = " · q: quit"
+LEAVE = " · q: leave"
 # The states before the first step. They take seconds in which the trainer has nothing to report.
 STARTING = frozenset({"importing torch", "building"})
 KILL = " · q: kill it"
@@ -33,7 +33,7 @@ def diagnosis_line(view: View) -> Words:
     if not view.connected:
         return _not_connected(view)
     if view.keeper_silent_s:
-        text = f"the run's keeper does not respond (suspended?){QUIT}"
+        text = f"the run's keeper does not respond (suspended?){LEAVE}"
         return f"silent for {view.silent_s} s", colours.ORANGE, text, colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
     if view.replay and state in ("held", "paused", "waiting"):
@@ -45,19 +45,19 @@ def diagnosis_line(view: View) -> Words:
     if silent_s and state not in STARTING:
         ours = history.started is None or history.started.scenario is not None
         text = "the trainer is suspended or in a long step" if ours else "your loop has not called run.step since"
-        return f"silent for {silent_s} s", colours.ORANGE, f"{text}{QUIT}", colours.TEXT
+        return f"silent for {silent_s} s", colours.ORANGE, f"{text}{LEAVE}", colours.TEXT
     if state == "held":
         # The trainer's reason may name the keys already.
-        keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"
+        keys = "" if reason.endswith((", q leaves", LEAVE)) else f" · space: resume{LEAVE}"
         text = _cause_first(history, reason) or f"at step {with_commas(history.steps)}"
         return "held", style, f"{text}{keys}", colours.TEXT
     if history.lanes and state in ("waiting", "running"):
-        word, keys = ("race over", f" · R: again{QUIT}") if state == "waiting" else ("race", "")
+        word, keys = ("race over", f" · R: again{LEAVE}") if state == "waiting" else ("race", "")
         return word, style, f"{race_words(history)}{keys}", colours.TEXT
     if state == "waiting":
         more = history.started.steps if history.started is not None else None
         resume = f"{with_commas(more)} more steps" if more else "more steps"
-        return "waiting", style, f"all steps done · space: {resume}{QUIT}", colours.TEXT
+        return "waiting", style, f"all steps done · space: {resume}{LEAVE}", colours.TEXT
     if state == "paused":
         text = f"before step {with_commas(history.steps)} · space: resume · .: one step"
         return "paused", style, text, colours.TEXT
@@ -119,9 +119,9 @@ def _cause_first(history: History, reason: str) -> str:
     keys, found = reason.removeprefix(text), history.diagnosis
     if found is not None and found.finding == "diverged" and found.step == fault.step and "; u goes back" in keys:
         # The next batch would meet the same large weights, so dropping this one does not help.
-        back = keys.replace("; space drops this batch", "").removesuffix(QUIT)
+        back = keys.replace("; space drops this batch", "").removesuffix(LEAVE)
         slower = ", then [: lr ÷10" if any(advice.knob == "lr" for advice in found.advice) else ""
-        return f"{safe(without_advice(found)).rstrip('.')}{back}{slower}{keys[len(keys.removesuffix(QUIT)) :]}"
+        return f"{safe(without_advice(found)).rstrip('.')}{back}{slower}{keys[len(keys.removesuffix(LEAVE)) :]}"
     if not fault.where:
         if fault.what == "loss" and history.started is not None and history.started.scenario is None:
             return f"loss {fault.value} (step {with_commas(fault.step)}); run.step(loss, batch=…) names the cause{keys}"
@@ -171,20 +171,21 @@ def _not_connected(view: View) -> Words:
         return "reconnecting…", colours.ORANGE, "the connection to the run's keeper was lost", colours.TEXT
     if not view.trouble:
         return "connecting", colours.DIM, "to the run's keeper", colours.DIM
-    return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
+    return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{LEAVE}", colours.TEXT
 
 
 def _ended(ended: RunEnded) -> Words:
     at, reason = f"at step {with_commas(ended.step)}", safe(ended.reason)
     if ended.status == "lost":
         if " at step " in reason:  # the keeper's reason is a whole sentence
-            return reason, colours.RED, f"display frozen{QUIT}", colours.TEXT
+            return reason, colours.RED, f"display frozen{LEAVE}", colours.TEXT
         word = f"trainer lost ({reason})" if reason else "trainer lost"
-        return word, colours.RED, f"{at} · display frozen{QUIT}", colours.TEXT
+        return word, colours.RED, f"{at} · display frozen{LEAVE}", colours.TEXT
     facts = [at]
     if ended.loss is not None:
-        facts.append(f"loss {ended.loss:.4g}")
+        # Without an accuracy there is no held-out data, as on a test surface.
+        facts.append(f"{'loss' if ended.accuracy is None else 'held-out loss'} {ended.loss:.4g}")
     if ended.accuracy is not None:
         facts.append(f"accuracy {ended.accuracy:.1%}")
-    text = ", ".join(facts) + (f": {reason}" if reason else "") + QUIT
+    text = ", ".join(facts) + (f": {reason}" if reason else "") + LEAVE
     return ended.status, colours.end_style(ended), text, colours.TEXT

@@ -142,8 +142,8 @@ def _short_rates(rates: Mapping[str, Sequence[float]]) -> str:
 
 
 def _shortened(value: str) -> str:
-    """Four digits of a number, or the first word of other values."""
+    """Three digits of a number, or the first word of other values."""
     try:
-        return f"{float(value):.4g}"
+        return f"{float(value):.3g}"
     except ValueError:
         return value.replace(",", " ").split(" ")[0]

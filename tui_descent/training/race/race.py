@@ -166,7 +166,7 @@ class Race:
             link.wait(wait_s)
 
     def _wait_at_end(self) -> None:
-        self._progress.set_state("waiting", "the race is over; R: start it again, p: other presets, q: quit")
+        self._progress.set_state("waiting", "the race is over; R: start it again, p: other presets, q: leave")
         self._link.wait(None)
 
     def _picture(self) -> None:

@@ -361,7 +361,7 @@ class Control:
                 if lost > good.step:  # most of the run would be lost
                     back += f", to step {good.step}"
                 reason += f"; u goes back{back}"
-        reason += " · q: quit" if dropped else ""
+        reason += " · q: leave" if dropped else ""
         self._process_commands(paused_as=("held", reason))
         self._progress.broken = False
 
@@ -378,7 +378,7 @@ class Control:
         if self.waits_at_end:
             self.mode.pause()
             with self._steering.muted():  # the next step may already be planned with a reading
-                self._process_commands(paused_as=("waiting", f"all steps done; space: {steps} more steps, q: quit"))
+                self._process_commands(paused_as=("waiting", f"all steps done; space: {steps} more steps, q: leave"))
         self.mode.continue_past_goal = False
         return self.mode.steps_left or steps
 
