@@ -13,6 +13,7 @@ from typing import Any
 
 from fake_run import FakeKeeper
 from rich.color import ColorSystem
+from textual._context import visible_screen_stack
 from textual.app import App
 from textual.pilot import Pilot
 
@@ -55,7 +56,12 @@ class Dashboard:
 
     async def shows(self, *words: str) -> None:
         """Wait until all the words are on screen."""
-        await self.wait_until(lambda: all(word in self.text() for word in words))
+
+        def shown() -> bool:
+            text = self.text()
+            return all(word in text for word in words)
+
+        await self.wait_until(shown)
 
     async def press(self, *keys: str) -> None:
         """Press keys one after the other."""
@@ -88,6 +94,7 @@ def _progress(history: History) -> tuple[object, ...]:
 
 def text_of(app: App[Any]) -> str:
     """The screen's rows without trailing blanks."""
+    visible_screen_stack.set(app._background_screens)  # those beneath a dialog
     strips = app.screen._compositor.render_strips()
     return "\n".join(strip.text.rstrip() for strip in strips) + "\n"
 
@@ -97,7 +104,8 @@ async def wait_until(pilot: Pilot[Any], condition: Callable[[], bool], text: Cal
     end = asyncio.get_running_loop().time() + TIMEOUT_S
     while not condition():
         assert asyncio.get_running_loop().time() < end, "timeout; the screen was:\n" + text()
-        await pilot.pause(0.01)
+        await asyncio.sleep(0.01)
+        pilot.app.screen._on_timer_update()  # as `pilot.pause` does, which takes longer
 
 
 @asynccontextmanager

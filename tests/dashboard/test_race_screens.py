@@ -79,7 +79,8 @@ async def test_race_screens(size: tuple[int, int], monkeypatch: pytest.MonkeyPat
     async with open_dashboard(size, race()) as dashboard:
         await dashboard.shows("steps to loss -0.5", "rmsprop")
         await dashboard.wait_until(lambda: dashboard.keeper.received != [])
-        request = dashboard.keeper.received[0]
+        await dashboard.drawn()
+        request = dashboard.keeper.received[-1]  # the first may have been sent before the panel had its size
         assert isinstance(request, WatchTask)
         dashboard.keeper.publish(taken(race_picture(request.columns, request.rows)))
         await dashboard.shows("▾ minimum")

@@ -26,6 +26,11 @@ from tui_descent.dashboard.app import DescentApp
 from tui_descent.dashboard.screen_writer import ScreenWriter
 
 
+@pytest.fixture
+def nothing_written() -> None:
+    """Here everything is written."""
+
+
 class Pair:
     """Two emulated terminals: one gets the updates as Textual writes them, one as the writer shortens them."""
 
