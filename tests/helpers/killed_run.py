@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tui_descent.protocol.launch import Launch
 from tui_descent.scenario.toml import from_text, to_table
 from tui_descent.training import scenario_run
 from tui_descent.training.setup import build
+from tui_descent.training.watch import watch
 
 SCENARIO = """
 title = "resume"
@@ -52,12 +53,21 @@ class Killed(BaseException):
 class Run:
     """One part of a run, from its start or its resumption to its end or its death."""
 
-    def __init__(self, folder: Path, launch: Launch, *, kill_at: int | None = None, **commands: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        launch: Launch,
+        *,
+        kill_at: int | None = None,
+        sent: Mapping[int, Sequence[AnyCommand]] | None = None,
+        **commands: int,
+    ) -> None:
         self.keeper = FakeKeeper(folder)
         self.keeper.link.launch = launch
-        killed = Killer(self.keeper, kill_at, **commands)
+        killed = Killer(self.keeper, kill_at, sent or {}, **commands)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(build.Setup, "loss", lambda setup: killed.loss(setup))
+            patch.setattr(watch, "COMMANDS_EVERY_S", 0.0)
             with contextlib.suppress(Killed):
                 self.code = scenario_run.train_scenario(self.keeper.link)
         torch.set_num_threads(1)
@@ -70,20 +80,28 @@ class Run:
 
 
 class Killer:
-    """Computes the loss, but dies instead of making update `kill_at`. An undo arrives before update `undo_at`, the
-    command to stop before update `stop_at`.
+    """Computes the loss, but dies when it has been asked for `kill_at` others. The commands in `sent` act when as many
+    losses have been computed, an undo after `undo_at`, and the command to stop after `stop_at`.
     """
 
-    def __init__(self, keeper: FakeKeeper, kill_at: int | None, *, undo_at: int = -1, stop_at: int = -1) -> None:
+    def __init__(
+        self,
+        keeper: FakeKeeper,
+        kill_at: int | None,
+        sent: Mapping[int, Sequence[AnyCommand]],
+        *,
+        undo_at: int = -1,
+        stop_at: int = -1,
+    ) -> None:
         self.keeper, self.kill_at, self.calls = keeper, kill_at, 0
-        self.commands: dict[int, AnyCommand] = {undo_at: Undo(), stop_at: Stop()}
+        self.commands: dict[int, Sequence[AnyCommand]] = {undo_at: [Undo()], stop_at: [Stop()], **sent}
         self.original: Callable[[build.Setup], Tensor] = build.Setup.loss
 
     def loss(self, setup: build.Setup) -> Tensor:
         loss = self.original(setup)
         self.calls += 1
-        if self.calls in self.commands:
-            self.keeper.send(self.commands[self.calls])
+        for command in self.commands.get(self.calls, ()):
+            self.keeper.send(command)
         if self.calls - 1 == self.kill_at:
             raise Killed
         return loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from tui_descent.training.setup.build import Setup, build
 from tui_descent.training.undo import snapshot_file
 from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.saved_run import load_run, save_run
+from tui_descent.training.undo.snapshot import Snapshot
+from tui_descent.training.undo.snapshot_file import SnapshotError
+from tui_descent.training.undo.state_on_disk import StateOnDisk, state_on_disk
 
 ALL = [value for values in VALUES.values() for value in values]
 
@@ -134,6 +138,72 @@ def test_run_with_one_intervention_goes_on_the_same(turn: str, tmp_path: Path) -
     goes_on_the_same(run, fresh, tmp_path)
 
 
+def goes_back_the_same(run: Run, turns: list[str], *, steps: int = 4) -> None:
+    """A state that is loaded into the running, changed net, and a snapshot in memory: equal states, equal losses."""
+    context = run.steering.context
+    content = {"run": "r", "interventions": 0, "segment": 0, "step": run.step, "state": save_run(context)}
+    on_disk = state_on_disk(context, content, run="r", interventions=0)
+    in_memory = Snapshot([*context.holders(), RandomState()], segment=0, step=run.step)
+    before, losses, ends = run.facts(), [], []
+    for snapshot in (on_disk, in_memory, on_disk):
+        for turn in turns:
+            refusal(run.steering, parse(turn), run.step)
+            run.train(2)
+        assert run.facts() != before
+        snapshot.restore()
+        run.steering.after_restore()
+        run.step = snapshot.step
+        assert run.facts() == before
+        assert {id(p) for p in run.setup.model.parameters()} >= {
+            id(p) for group in run.setup.optimizer.param_groups for p in group["params"]
+        }
+        losses.append(run.train(steps))
+        ends.append(run.facts())
+    assert losses[0] == losses[1] == losses[2]
+    assert ends[0] == ends[1] == ends[2]
+
+
+@pytest.mark.parametrize(
+    "turn", [turn if turn in USUAL else pytest.param(turn, marks=pytest.mark.heavy) for turn in ALL]
+)
+def test_intervention_is_undone_from_disk_as_from_memory(turn: str) -> None:
+    run = Run(make_setup("mlp", dropout=0.1, activation="relu"))
+    run.train(3)
+    if turn in FIRST:
+        refusal(run.steering, parse(FIRST[turn]), run.step)
+        run.train(2)  # the skips are half open
+    goes_back_the_same(run, [turn])
+
+
+@pytest.mark.parametrize("family", ["mlp", "conv", "transformer"])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.heavy) for n in range(1, 20))])
+def test_random_interventions_are_undone_from_disk_as_from_memory(seed: int, family: str) -> None:
+    run, _ = random_run(seed, family)
+    chosen = random.Random(seed + 100)
+    goes_back_the_same(run, [chosen.choice(ALL) for _ in range(chosen.randint(1, 4))])
+
+
+def test_state_that_does_not_fit_changes_nothing() -> None:
+    run = Run(make_setup("mlp", dropout=0.1))
+    run.train(3)
+    saved = save_run(run.steering.context)
+    run.steering.turn(parse("norm=layer"), step=3)
+    run.train(2)
+    before = run.facts()
+    for break_it in (
+        lambda state: state["net"]["tensors"].pop("head.weight"),
+        lambda state: state["knobs"].pop("losses"),
+        lambda state: state["optimizers"][0].update({"class": "Unknown"}),
+        lambda state: state["random"].update({"torch": torch.zeros(3)}),
+    ):
+        broken = copy.deepcopy(saved)
+        break_it(broken)
+        with pytest.raises(SnapshotError):
+            StateOnDisk(0, 3, run.steering.context, broken).restore()
+        run.steering.after_restore()
+        assert run.facts() == before
+
+
 def random_run(seed: int, family: str) -> tuple[Run, Setup]:
     """A run with random interventions at random steps, and a fresh one of the same scenario."""
     chosen = random.Random(seed)
@@ -171,6 +241,7 @@ def test_run_without_data_goes_on_the_same(model: dict[str, Any], tmp_path: Path
     run.train(5)
     run.steering.turn(parse("lr=*0.5"), step=5)
     goes_on_the_same(run, fresh(), tmp_path)
+    goes_back_the_same(run, ["optimizer=adam", "kick=0.1"])
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "one_cycle", "wsd"])

@@ -42,7 +42,8 @@ from tui_descent.training.steering.steering import KnobChange, Steering
 from tui_descent.training.stop_run import StopRun
 from tui_descent.training.undo.disk_snapshots import DiskSnapshots
 from tui_descent.training.undo.snapshot import Snapshot
-from tui_descent.training.undo.undo_stack import UndoStack, undo_entry
+from tui_descent.training.undo.snapshot_file import SnapshotError
+from tui_descent.training.undo.undo_stack import Rewind, UndoStack, undo_entry
 from tui_descent.training.watch.layer_list import LayerList
 
 Evaluation = Callable[[], tuple[float, float | None]]
@@ -139,14 +140,17 @@ class CommandHandler:
         undo_stack = None if turn.knob in NEUTRAL_KNOBS else self._undo_stack
         # A resumed scenario run repeats the intervention at its step. A user loop could do so only after that step.
         saves = self.disk if turn.knob not in NEUTRAL_KNOBS else None
+        on_disk = False
         if saves is not None and self._is_scenario:
             saves.save_if_cheap(f"before intervention {progress.interventions + 1}")
+            on_disk = saves.has_present_state
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
         rate, change = self._steering.rate.value, self._apply(turn, before)
         if undo_stack is not None:
             rates = rate, self._steering.rate.value
-            entry = undo_entry(progress.interventions, progress.step, turn, change, before, rates=rates)
-            change = change.with_note(undo_stack.push(entry))
+            place = progress.segment, progress.step, progress.interventions - 1
+            entry = undo_entry(place, turn, change, before, rates=rates)
+            change = change.with_note(undo_stack.push(entry, on_disk=on_disk))
         count = 1 + len(queued.merged)
         for merged in queued.merged:
             what = f"one of {count} changes merged into intervention {progress.interventions}"
@@ -261,19 +265,20 @@ class CommandHandler:
             move = undo_stack.undo(progress.segment, progress.step, broken=progress.broken, highest_loss=highest_loss)
         else:
             move = undo_stack.redo()
-        what = f"{'undone' if back else 'redone'}: {move.what}"
         try:
+            move = self._restore(move)
+            what = f"{'undone' if back else 'redone'}: {move.what}"
             if move.snapshot is None:
                 for turn in move.turns:
                     self._report_turn(
                         ClientRequest(client=0, request=0, source="key", command=turn), turn, self._apply(turn)
                     )
                 return what
-            move.snapshot.restore()
         except ValueError:
             undo_stack.cancel(move)
             raise
         self._steering.after_restore()
+        undo_stack.keep(move)
         old_segment, old_step, snapshot = progress.segment, progress.step, move.snapshot
         # A user loop keeps its own step count.
         parent = snapshot.segment, snapshot.step
@@ -298,6 +303,22 @@ class CommandHandler:
         if self.disk is not None:  # those of the undone steps are removed
             self.disk.save_if_cheap(f"after {'an undo' if back else 'a redo'}")
         return what
+
+    def _restore(self, move: Rewind) -> Rewind:
+        """Restore the snapshot of an undo or a redo. Returns what is left to do: if a snapshot on disk does not fit,
+        that is to restore the value.
+
+        Raises `ValueError`, with nothing changed, if the objects of a user loop refuse their state.
+        """
+        if move.snapshot is None:
+            return move
+        try:
+            move.snapshot.restore()
+        except SnapshotError as error:
+            assert self._undo_stack is not None
+            self._undo_stack.cancel(move)
+            return self._undo_stack.undo_value(error)
+        return move
 
     def roll_back(self, highest_loss: float = math.inf) -> bool:
         """Go back to the last good state, as an undo does, and halve the learning rate. Returns False if there is

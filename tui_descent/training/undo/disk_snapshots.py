@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from tui_descent.training.steering.knobs.context import KnobContext
 from tui_descent.training.undo import snapshot_file
 from tui_descent.training.undo.memory_budget import bytes_needed, free_bytes
 from tui_descent.training.undo.saved_run import save_run
-from tui_descent.training.undo.snapshot_file import SnapshotError, SnapshotFile
+from tui_descent.training.undo.snapshot_file import Place, SnapshotError, SnapshotFile
+from tui_descent.training.undo.state_on_disk import StateOnDisk, state_on_disk
 from tui_descent.training.undo.user_state import save_user_state
 
-KEEP = 3
+KEEP = 3  # the newest ones
+KEEP_FOR_UNDO = 20  # further ones, which an undo needs
 SHARE = 0.01  # the largest share of the time that snapshots may take
 MAX_BYTES = 2_000_000_000  # of all snapshots of a run, by default
 DISK_SHARE = 0.1  # of the free space that they may take, by default
@@ -40,8 +42,10 @@ class DiskSnapshots:
     """The snapshots of one run in its folder.
 
     A snapshot is saved every `every_s` seconds, or less often if that would take more than `SHARE` of the time. The
-    newest `KEEP` are kept, fewer if together they are larger than `limit_bytes`. `user_state` has the objects that a
-    user loop passed as `state=`. `position` is set by the owner; it returns where the run is, as plain values.
+    newest `KEEP` are kept, and of those that an undo needs the newest `KEEP_FOR_UNDO`; fewer if together they are
+    larger than `limit_bytes`. `user_state` has the objects that a user loop passed as `state=`. `position` and `needed`
+    are set by the owner: they return where the run is, as plain values, and the places of the states that an undo
+    needs.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class DiskSnapshots:
     ) -> None:
         self.folder, self._progress, self._context = folder, progress, context
         self.position: Callable[[], Content] = dict
+        self.needed: Callable[[], Collection[Place]] = tuple
         self._every_s, self._limit_asked, self._user_state = every_s, limit_bytes, user_state or {}
         self._process = os.getpid()
         self._begun_s = time.monotonic()
@@ -81,8 +86,10 @@ class DiskSnapshots:
             self.save("periodic")
 
     def save_if_cheap(self, reason: str) -> None:
-        """Save the state now, if all snapshots together then still take less than `SHARE` of the time."""
-        if self._writing is not None and not self._report():
+        """Save the state now, unless that has been done, if all snapshots together then still take less than `SHARE` of
+        the time.
+        """
+        if self.has_present_state or (self._writing is not None and not self._report()):
             return
         elapsed_s = time.monotonic() - self._begun_s
         if self._spent_s + self._expected_s() <= SHARE * elapsed_s:
@@ -113,7 +120,7 @@ class DiskSnapshots:
         self._written = progress.segment, progress.step, reason
         self._writing = future = Future[tuple[SnapshotFile, float]]()
         copied_s = time.monotonic() - start_s
-        arguments = future, content, progress.segment, progress.step, copied_s
+        arguments = future, content, progress.segment, progress.step, set(self.needed()), copied_s
         threading.Thread(target=self._write, args=arguments, name="tui-descent snapshot", daemon=True).start()
 
     def wait(self) -> None:
@@ -126,10 +133,27 @@ class DiskSnapshots:
     def drop_abandoned(self) -> None:
         """Remove the snapshots of steps that an undo or a redo has abandoned."""
         self.wait()
+        needed = set(self.needed())
         for file in snapshot_file.files(self.folder):
-            if not self._progress.is_past(file.segment, file.step):
+            if not self._progress.is_past(file.segment, file.step) and file.place not in needed:
                 with contextlib.suppress(OSError):
                     file.path.unlink()
+
+    @property
+    def has_present_state(self) -> bool:
+        """Whether the present state has been saved, or is being saved."""
+        return self._saved is not None and self._saved == _without_time(self.position())
+
+    def read(self, place: Place) -> StateOnDisk | None:
+        """The state at `place`; None if there is no file of it. Raises `SnapshotError` if the file cannot be used."""
+        self.wait()
+        segment, step, interventions = place
+        names = place, (segment, step, 0)  # an older version has left out the interventions
+        found = [file for file in snapshot_file.files(self.folder) if file.place in names]
+        if not found:
+            return None
+        content, run = snapshot_file.read(found[-1].path), self.position()["run"]
+        return state_on_disk(self._context, content, run=run, interventions=interventions)
 
     @property
     def limit_bytes(self) -> int:
@@ -168,24 +192,34 @@ class DiskSnapshots:
         return {**self.position(), "state": save_run(self._context), "user_state": user_state}
 
     def _write(
-        self, future: Future[tuple[SnapshotFile, float]], content: Content, segment: int, step: int, copied_s: float
+        self,
+        future: Future[tuple[SnapshotFile, float]],
+        content: Content,
+        segment: int,
+        step: int,
+        needed: set[Place],
+        copied_s: float,
     ) -> None:
         """Runs in a thread of its own."""
         start_s = time.monotonic()
         try:
             file = snapshot_file.write(self.folder, segment, step, content)
-            self._remove_old(file)
+            self._remove_old(file, needed)
         except BaseException as error:  # noqa: BLE001 - reported by the training thread
             future.set_exception(error)
         else:
             future.set_result((file, copied_s + time.monotonic() - start_s))
 
-    def _remove_old(self, newest: SnapshotFile) -> None:
+    def _remove_old(self, newest: SnapshotFile, needed: set[Place]) -> None:
         others = [file for file in snapshot_file.files(self.folder) if file.path != newest.path]
         total, limit = newest.nbytes + sum(file.nbytes for file in others), self.limit_bytes
-        while others and (len(others) >= KEEP or total > limit):
-            total -= others[0].nbytes
-            others.pop(0).path.unlink(missing_ok=True)
+        older = others[: -(KEEP - 1)]
+        too_many = {file.place for file in older if file.place not in needed}
+        too_many |= {file.place for file in [file for file in older if file.place in needed][:-KEEP_FOR_UNDO]}
+        for file in others:  # the oldest first
+            if file.place in too_many or total > limit:
+                total -= file.nbytes
+                file.path.unlink(missing_ok=True)
 
     def _report(self) -> bool:
         """Report the snapshot that was being written. Returns False if it is not written yet."""

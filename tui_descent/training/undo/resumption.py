@@ -7,11 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tui_descent.protocol.commands import ClientRequest, TurnKnob
 from tui_descent.protocol.launch import SNAPSHOTS_FOLDER, Launch
 from tui_descent.protocol.resume import Resume
 from tui_descent.training.undo import snapshot_file
 from tui_descent.training.undo.snapshot_file import SnapshotError
+from tui_descent.training.undo.undo_stack import SavedEntry
 
 Plan = Sequence[tuple[int, TurnKnob | str | ClientRequest]]
 
@@ -20,7 +23,8 @@ Plan = Sequence[tuple[int, TurnKnob | str | ClientRequest]]
 class Resumption:
     """Where a run goes on: before update `step`, with the state of `segment`.
 
-    `interventions` is the number of interventions before the snapshot, `in_force` the ids of those in effect. `goal` is
+    `interventions` is the number of interventions before the snapshot, `in_force` the ids of those in effect, and
+    `undo` the newest of these, for an undo. `goal` is
     the number of steps to make, None for that of the scenario. `begun` and `parents` are as in `Control` and
     `Progress`. `notes` are for the user.
     """
@@ -29,6 +33,7 @@ class Resumption:
     step: int = 0
     interventions: int = 0
     in_force: tuple[int, ...] = ()
+    undo: tuple[SavedEntry, ...] = ()
     goal: int | None = None
     begun: bool = False
     elapsed_s: float = 0.0
@@ -103,6 +108,7 @@ def _resumption(content: dict[str, Any]) -> Resumption:
             step=int(content["step"]),
             interventions=int(content["interventions"]),
             in_force=tuple(map(int, content["in_force"])),
+            undo=msgspec.convert(content.get("undo", ()), tuple[SavedEntry, ...]),  # older versions have none
             goal=None if content["goal"] is None else int(content["goal"]),
             begun=bool(content["begun"]),
             elapsed_s=float(content["elapsed_s"]),

@@ -1,6 +1,6 @@
-"""The whole state of a run as plain values, for a snapshot on disk, and back into a run that was just built.
+"""The whole state of a run as plain values, for a snapshot on disk, and back into a run.
 
-An undo in the same process uses `Snapshot` instead, which keeps the objects themselves.
+An undo with a snapshot in memory uses `Snapshot` instead, which keeps the objects themselves.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ def save_run(context: KnobContext) -> State:
 
 
 def load_run(context: KnobContext, saved: State) -> None:
-    """Give a run that was just built the state that `save_run` returned. Call `Steering.after_restore` next.
+    """Give a run the state that `save_run` returned. Call `Steering.after_restore` next.
 
-    Raises `SnapshotError` if the run does not fit. The objects of a user loop are then unchanged; a scenario run has to
-    be built again.
+    A scenario run may have been trained and changed since. The objects of a user loop have to be new ones. Raises
+    `SnapshotError` if the run does not fit. The objects of a user loop are then unchanged; a scenario run has to be
+    built again, or rolled back.
     """
     if (context.setup is None) != (saved["setup"] is None):
         raise SnapshotError("it belongs to a run of another kind")
@@ -123,8 +124,9 @@ def _save_setup(setup: Setup) -> State:
 
 def _load_setup(context: KnobContext, setup: Setup, saved: State, parameters: dict[str, Any]) -> None:
     state = saved["setup"]
-    optimizer = build_optimizer(saved["optimizers"][0], parameters)
+    replaced, optimizer = context.optimizer, build_optimizer(saved["optimizers"][0], parameters)
     context.change_optimizer(optimizer)
+    replaced.state.clear()  # the hooks still refer to this object, so this frees its memory
     schedule = state["schedule"]
     if schedule is None:
         setup.schedule = None

@@ -25,10 +25,11 @@ from tui_descent.training.run_description import describe
 
 FORMAT = "tui-descent snapshot"
 VERSION = 1  # of the file's content. A reader refuses any other version by its number.
-_NAME = re.compile(r"(\d{1,15})-(\d{1,15})\.pt")
+_NAME = re.compile(r"(\d{1,15})-(\d{1,15})(?:-(\d{1,15}))?\.pt")
 _TEMPORARY = ".tmp"
 _ZIP = b"PK\x03\x04"  # what torch's files begin with; older formats of torch are not read
 _MAX_DEPTH = 50
+Place = tuple[int, int, int]  # a segment, a step, and the number of interventions before this state
 
 
 class SnapshotError(ValueError):
@@ -37,12 +38,21 @@ class SnapshotError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFile:
-    """A file with the state before update `step` of `segment`."""
+    """A file with the state before update `step` of `segment`, after that number of interventions.
+
+    In files of older versions, the number of interventions is not a part of the name. It is 0 here.
+    """
 
     path: Path
     segment: int
     step: int
+    interventions: int
     nbytes: int
+
+    @property
+    def place(self) -> Place:
+        """Which state of the run it is."""
+        return self.segment, self.step, self.interventions
 
 
 def files(folder: Path) -> list[SnapshotFile]:
@@ -53,8 +63,8 @@ def files(folder: Path) -> list[SnapshotFile]:
             name = _NAME.fullmatch(entry.name)
             if name is not None and entry.is_file(follow_symlinks=False):
                 size = entry.stat(follow_symlinks=False).st_size
-                found.append(SnapshotFile(Path(entry.path), int(name[1]), int(name[2]), size))
-    return sorted(found, key=lambda file: (file.segment, file.step))
+                found.append(SnapshotFile(Path(entry.path), int(name[1]), int(name[2]), int(name[3] or 0), size))
+    return sorted(found, key=lambda file: file.place)
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -67,12 +77,14 @@ def remove_temporaries(folder: Path) -> None:
 def write(folder: Path, segment: int, step: int, content: dict[str, Any]) -> SnapshotFile:
     """Write a snapshot and return its file; it appears under its name only when it is complete and on the disk.
 
-    `content` has plain containers, strings, numbers and tensors on the CPU. Raises `OSError`, with no new file left,
-    and `SnapshotError` for content of another kind.
+    `content` has plain containers, strings, numbers and tensors on the CPU. The number of its "interventions" becomes a
+    part of the name, so that the states before several interventions at one step have a file each. Raises `OSError`,
+    with no new file left, and `SnapshotError` for content of another kind.
     """
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    path = folder / f"{segment}-{step}.pt"
+    interventions = int(content.get("interventions", 0))
+    path = folder / (f"{segment}-{step}-{interventions}.pt" if interventions else f"{segment}-{step}.pt")
     temporary = folder / f".{path.name}.{os.getpid()}{_TEMPORARY}"
     complete = {"format": FORMAT, "version": VERSION, **content}
     complete["checksum"] = checksum(complete)
@@ -86,7 +98,7 @@ def write(folder: Path, segment: int, step: int, content: dict[str, Any]) -> Sna
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    return SnapshotFile(path, segment, step, path.stat().st_size)
+    return SnapshotFile(path, segment, step, interventions, path.stat().st_size)
 
 
 def read(path: Path) -> dict[str, Any]:

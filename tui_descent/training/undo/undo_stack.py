@@ -8,38 +8,65 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 import torch
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import SnapshotTaken
 from tui_descent.scenario.knobs import shown_value
 from tui_descent.training.steering.knobs.context import KnobChange, KnobContext
+from tui_descent.training.undo.disk_snapshots import DiskSnapshots
 from tui_descent.training.undo.memory_budget import bytes_needed, default_budget
 from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot
+from tui_descent.training.undo.snapshot_file import Place, SnapshotError
+from tui_descent.training.undo.state_on_disk import StateOnDisk
 
 PERIOD_S = 30.0
 PERIODIC_SHARE = 0.01  # the largest share of the time that periodic snapshots may take
+MOST_SAVED = 50  # interventions that a snapshot on disk lists, for an undo after a resumption
+NOT_LEFT = "no snapshot from before it is left"
 
 
 @dataclass(slots=True, eq=False)
 class UndoEntry:
-    """One intervention that can be undone and redone.
+    """One intervention that can be undone and redone. `place` is the place of the state before it.
 
     `before` is the snapshot taken before it. `after` is the snapshot taken when it was undone, for a redo. If there is
-    no snapshot, only the knob's value is restored, by the commands `undo_turns` or `redo_turns`; `reason` says why.
+    no snapshot in memory, an undo uses the one on disk. If there is none either, only the knob's value is restored, by
+    the commands `undo_turns` or `redo_turns`; `reason` says why.
     """
 
-    id: int
-    step: int
+    place: Place
     label: str
     undo_turns: tuple[TurnKnob, ...]
     redo_turns: tuple[TurnKnob, ...]
     before: Snapshot | None
     after: Snapshot | None = None
     reason: str = ""
+
+    @property
+    def id(self) -> int:
+        """Its number: the interventions of a run are counted from 1."""
+        return self.place[2] + 1
+
+    @property
+    def step(self) -> int:
+        """The update before which it was made."""
+        return self.place[1]
+
+
+class SavedEntry(msgspec.Struct, frozen=True):
+    """An `UndoEntry` as a snapshot on disk lists it."""
+
+    place: Place
+    label: str
+    undo_turns: tuple[TurnKnob, ...]
+    redo_turns: tuple[TurnKnob, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +79,7 @@ class Rewind:
     what: str
     back: bool
     entry: UndoEntry | None = None
-    snapshot: Snapshot | None = None
+    snapshot: Snapshot | StateOnDisk | None = None
     turns: tuple[TurnKnob, ...] = ()
 
 
@@ -69,6 +96,9 @@ class UndoStack:
     user_state: tuple[HoldsState, ...] = ()
     budget_asked: int | None = None
     with_random_state: bool = True
+    # Where the states before interventions are on disk; None if they are not. In a user loop they are not: what it
+    # passed as `state=` could not be restored together with the rest.
+    disk: DiskSnapshots | None = None
     earlier: tuple[int, ...] = ()  # interventions in effect from before the run was resumed: they cannot be undone
     _done: list[UndoEntry] = field(default_factory=list)  # in effect, oldest first
     _undone: list[UndoEntry] = field(default_factory=list)  # can be redone, the last one first
@@ -96,6 +126,28 @@ class UndoStack:
     def in_force(self) -> tuple[int, ...]:
         """The ids of the interventions that are in effect, oldest first."""
         return (*self.earlier, *(entry.id for entry in self._done))
+
+    def places(self) -> list[Place]:
+        """The places of the states that an undo has to find on disk if they are not in memory."""
+        return [entry.place for entry in self._done]
+
+    def saved(self) -> list[dict[str, Any]]:
+        """The newest interventions in effect as plain values, for a snapshot on disk."""
+        return [
+            msgspec.to_builtins(SavedEntry(entry.place, entry.label, entry.undo_turns, entry.redo_turns))
+            for entry in self._done[-MOST_SAVED:]
+        ]
+
+    def resume(self, in_force: Iterable[int], saved: Iterable[SavedEntry]) -> None:
+        """Go on in a run that was resumed. `in_force` are the ids of its interventions in effect, `saved` those of them
+        that a snapshot has listed.
+        """
+        self._done = [
+            UndoEntry(one.place, one.label, one.undo_turns, one.redo_turns, before=None, reason=NOT_LEFT)
+            for one in saved
+        ]
+        known = {entry.id for entry in self._done}
+        self.earlier = tuple(id_ for id_ in in_force if id_ not in known)
 
     @property
     def due(self) -> bool:
@@ -141,8 +193,9 @@ class UndoStack:
             segment=segment, step=step, reason=reason, used_bytes=self.nbytes, budget_bytes=self.budget
         )
 
-    def push(self, entry: UndoEntry) -> str | None:
-        """Add a new intervention. Interventions that were undone can then no longer be redone.
+    def push(self, entry: UndoEntry, *, on_disk: bool = False) -> str | None:
+        """Add a new intervention. Interventions that were undone can then no longer be redone. `on_disk` says whether
+        the state before it has been saved on disk.
 
         Returns a note for the user if an undo will not restore the exact state, otherwise None.
         """
@@ -151,7 +204,7 @@ class UndoStack:
         self._current = None
         if entry.before is None:
             entry.reason = self._refusal
-            return f"an undo will restore only the value: {entry.reason}"
+            return None if on_disk else f"an undo will restore only the value: {entry.reason}"
         self._evict(entry.before)
         return None
 
@@ -174,13 +227,36 @@ class UndoStack:
             if self.earlier:
                 raise ValueError("nothing to undo: the interventions were made before the run was resumed")
             raise ValueError("nothing to undo: no intervention is in effect")
-        if last.before is None:
-            self._undone.append(self._done.pop())
-            what = f"{last.label}; only the value was restored: {last.reason}"
-            return Rewind(what=what, back=True, entry=last, turns=last.undo_turns)
+        before: Snapshot | StateOnDisk | None = last.before
+        if before is None:
+            try:
+                before = None if self.disk is None else self.disk.read(last.place)
+            except SnapshotError as error:
+                return self.undo_value(error)
+        if before is None:
+            return self.undo_value()
         last.after = self.take(segment, step)
         self._undone.append(self._done.pop())
-        return self._rewind_to(last.before, last.label, back=True, entry=last)
+        label = last.label if before is last.before else f"{last.label} (from the snapshot on disk)"
+        return self._rewind_to(before, label, back=True, entry=last)
+
+    def undo_value(self, error: SnapshotError | None = None) -> Rewind:
+        """Plan to restore only the value of the knob that the last intervention in effect has changed. `error` says why
+        its snapshot on disk cannot be used.
+        """
+        last = self._done.pop()
+        self._undone.append(last)
+        if error is not None:
+            last.reason = f"its snapshot on disk cannot be used: {error}"
+        what = f"{last.label}; only the value was restored: {last.reason}"
+        return Rewind(what=what, back=True, entry=last, turns=last.undo_turns)
+
+    def keep(self, rewind: Rewind) -> None:
+        """Keep the state in memory that `rewind` has read from the disk, where its file is then removed."""
+        if isinstance(rewind.snapshot, StateOnDisk) and rewind.entry is not None:
+            before = self.take(rewind.snapshot.segment, rewind.snapshot.step)
+            rewind.entry.before = self._current = before
+            self._evict(before)
 
     def redo(self) -> Rewind:
         """Plan the return to the state before the last undo. Raises `ValueError` if there is nothing to redo."""
@@ -203,6 +279,7 @@ class UndoStack:
             rewind.entry.after = None
             self._done.append(self._undone.pop())
         else:
+            assert not isinstance(rewind.snapshot, StateOnDisk)
             rewind.entry.after = rewind.snapshot
             self._undone.append(self._done.pop())
 
@@ -219,11 +296,13 @@ class UndoStack:
         self._undone.clear()
         self._periodic.clear()
 
-    def _rewind_to(self, snapshot: Snapshot, what: str, *, back: bool, entry: UndoEntry | None = None) -> Rewind:
+    def _rewind_to(
+        self, snapshot: Snapshot | StateOnDisk, what: str, *, back: bool, entry: UndoEntry | None = None
+    ) -> Rewind:
         # Later periodic snapshots are dropped, since they belong to steps that the rewind abandons.
         self._periodic = [s for s in self._periodic if s.segment <= snapshot.segment and s.step <= snapshot.step]
-        self._current = snapshot
-        self._evict(snapshot)
+        self._current = snapshot if isinstance(snapshot, Snapshot) else None
+        self._evict(self._current)
         return Rewind(what=what, back=back, entry=entry, snapshot=snapshot)
 
     def _all(self) -> list[Snapshot]:
@@ -263,9 +342,11 @@ class UndoStack:
 
 
 def undo_entry(
-    id_: int, step: int, command: TurnKnob, turned: KnobChange, before: Snapshot | None, *, rates: tuple[float, float]
+    place: Place, command: TurnKnob, turned: KnobChange, before: Snapshot | None, *, rates: tuple[float, float]
 ) -> UndoEntry:
-    """The entry for intervention `id_`, made before update `step`; `rates` are the learning rates before and after."""
+    """The entry for an intervention that was made in the state at `place`; `rates` are the learning rates before and
+    after.
+    """
     # If a scenario specifies the rate of the new optimizer, converting the rate back would not give the old rate.
     lr_before, lr_after = (
         (TurnKnob(knob="lr", value=repr(rate)),) if command.knob == "optimizer" else () for rate in rates
@@ -289,8 +370,7 @@ def undo_entry(
             )
         ]
     return UndoEntry(
-        id=id_,
-        step=step,
+        place=place,
         label=f"{command.knob}{target} {change}",
         undo_turns=(*back, *lr_before),
         redo_turns=(*again, *lr_after),
