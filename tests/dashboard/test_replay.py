@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from driver import text_of, wait_until
-from factories import started, steps, vanishing
+from factories import rewound, started, steps, vanishing
+from msgspec.structs import replace as replace_struct
 from textual.pilot import Pilot
 
 from tui_descent import cli
@@ -74,6 +75,19 @@ async def test_keys_move_the_cursor(app: ReplayApp, size: tuple[int, int]) -> No
             await at(pilot, app, position)
         await pilot.press("home", "right", "right")
         await shows(pilot, app, "8 of 400", "step     8")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_after_an_undo_the_cursor_is_a_segment_and_a_step(size: tuple[int, int], tmp_path: Path) -> None:
+    events = [started(2), steps(0, [1.0] * 60), rewound((0, 60), (0, 40), 1, back=True)]
+    events += [replace_struct(steps(40, [0.5] * 30), segment=1), RunEnded(status="stopped", step=70)]
+    with Record.open(written(tmp_path, events)) as record:
+        app = ReplayApp(Player(record), None)
+        async with app.run_test(size=size) as pilot:
+            await shows(pilot, app, "1·70 of 1·70", "step    70")
+            for position, place, step in ((89, "1·69", 69), (61, "1·41", 41), (59, "0·59", 59), (0, "0·0", 0)):
+                app.move_to(position)
+                await shows(pilot, app, f" {place} of 1·70", f"step {step:>5}" if step else "replay")
 
 
 async def test_space_plays_and_pauses_and_the_pace_keys_change_the_speed(app: ReplayApp) -> None:
