@@ -132,6 +132,38 @@ async def test_views_that_need_the_trainer_say_what_is_not_recorded(app: ReplayA
         await shows(pilot, app, "1 overview", "held-out loss")
 
 
+NEVER_ENDS = ("waiting for", "measuring the", "connecting", "takes a few seconds", "metrics yet", "act on all")
+
+
+@pytest.mark.parametrize("scenario", ["a preset", None], ids=["a preset", "a user loop"])
+async def test_no_view_of_a_replay_waits_for_what_will_never_come(scenario: str | None, tmp_path: Path) -> None:
+    beginning: list[AnyEvent] = [StateChanged(state="importing torch"), started(2), StateChanged(state="running")]
+    if scenario is None:
+        beginning[1] = started(2, scenario=None)
+    with Record.open(written(tmp_path, [*beginning, steps(0, [1.0] * 60), ENDED])) as record:
+        app = ReplayApp(Player(record), None)
+        async with app.run_test(size=(120, 40)) as pilot:
+            for position in (0, 30, 60):
+                app.move_to(position)
+                await at(pilot, app, position)
+                for key in "123456789h":
+                    await pilot.press(key)
+                    await wait_until(pilot, lambda: app.run_screen.up_to_date, lambda: text_of(app))
+                    assert not [text for text in NEVER_ENDS if text in text_of(app)], text_of(app)
+                if scenario is None:
+                    await pilot.press("6")
+                    await shows(pilot, app, "no metrics were logged" if position == 60 else "no metrics so far")
+
+
+async def test_output_of_a_script_with_its_own_terminal_is_not_recorded(tmp_path: Path) -> None:
+    launch = Launch(run="r1", name="x", folder=str(tmp_path), socket=None)
+    with Record.open(written(tmp_path, [started(2, scenario=None), steps(0, [1.0] * 60), ENDED])) as record:
+        app = ReplayApp(Player(record), launch)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await pilot.press("7")
+            await shows(pilot, app, "what it prints is in its own terminal.")
+
+
 @pytest.mark.parametrize(("key", "then"), [("q", "quit"), ("p", "gallery"), ("ctrl+c", "quit")])
 async def test_leaving_asks_nothing(app: ReplayApp, key: str, then: str) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
