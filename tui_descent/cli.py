@@ -247,12 +247,13 @@ def _add_saving_options(parser: argparse.ArgumentParser) -> None:
         "--snapshot-every",
         metavar="MINUTES",
         help="save the run on disk this often, so that resume can go on with it (default 5; off: never); also at a "
-        "stop and at the end",
+        "stop and at the end; or $TUI_DESCENT_SNAPSHOT_EVERY",
     )
     parser.add_argument(
         "--snapshot-size",
         metavar="SIZE",
-        help="disk space for all snapshots of the run, as in 500MB (default: a tenth of the free space, at most 2GB)",
+        help="disk space for all snapshots of the run, as in 500MB (default: a tenth of the free space, at most 2GB); "
+        "or $TUI_DESCENT_SNAPSHOT_SIZE",
     )
     parser.add_argument(
         "--rollback",
@@ -287,7 +288,12 @@ def _add_live(commands: Any) -> None:
         metavar="KNOB=VALUE",
         help="a knob, as for --at; or pause, resume, steps=N, undo, redo, mark[=TEXT], evaluate",
     )
-    send.add_argument("--dry-run", action="store_true", help="only check whether the knob can be turned")
+    send.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="change nothing: only check the knob's name, its value, its target, and whether it is available now. "
+        "Whether the net would still train with it is not tried",
+    )
     send.set_defaults(command=_send)
     stop = commands.add_parser(
         "stop",
@@ -314,7 +320,8 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
         "--undo-budget",
         metavar="SIZE",
         help="memory for the snapshots that the key u restores, as in 256MB (auto: a tenth of the device's free "
-        "memory, at most 2GB); if one snapshot needs more, u restores only the knob's value",
+        "memory, at most 2GB); if one snapshot needs more, u restores only the knob's value; or "
+        "$TUI_DESCENT_UNDO_BUDGET",
     )
     parser.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
     _add_notify(parser)
