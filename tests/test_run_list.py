@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from factories import started, steps
+from scripted_trainer import ScriptedTrainer
 
 from tui_descent import paths
-from tui_descent.protocol.launch import Launch
+from tui_descent.protocol.events import StepsCompleted
+from tui_descent.protocol.launch import NAME_FILE, Launch
 from tui_descent.protocol.run_lock import keep_folder
 from tui_descent.run_list import RunNotFoundError, find_run, list_runs
 from tui_descent.telemetry.history import History
@@ -51,6 +53,25 @@ def test_a_run_is_found_by_the_beginning_of_its_id_or_name(three: tuple[str, str
     assert find_run(newest).run == newest
     assert find_run("vanishing", live=True).run == live
     assert find_run("van", live=False).run == newest
+
+
+@pytest.mark.parametrize(("given", "shown"), [("my run", "my run"), ("run", "scripted"), ("scripted", "scripted")])
+def test_a_run_of_exec_is_found_by_the_name_that_its_script_gives_it(given: str, shown: str) -> None:
+    trainer = ScriptedTrainer(script=True)
+
+    def play() -> None:
+        trainer.peer.send(started(run=trainer.launch.run, name=given, scenario=None, layers=(), knobs=()))
+        trainer.steps(3)
+        trainer.until(lambda event: isinstance(event, StepsCompleted))
+        trainer.ended()
+
+    trainer.run_while(play)
+    keep_folder(trainer.launch.path)
+    make("other", began_s=1)
+    for text in (shown, shown[:3], "scripted", "script", trainer.launch.run):
+        found = find_run(text)
+        assert (found.run, found.name) == (trainer.launch.run, shown)
+    assert (trainer.launch.path / NAME_FILE).exists() == (shown == "my run")
 
 
 def test_the_message_names_the_runs_there_are(three: tuple[str, str, str], home: Path) -> None:

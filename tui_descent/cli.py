@@ -226,11 +226,16 @@ def _add_resume(commands: Any) -> None:
         "that it had.\nInterventions that were made after the snapshot are repeated at their steps. Without RUN, the "
         "newest run.\n\n"
         "  tui-descent resume vanishing\n"
-        "  tui-descent resume vanishing --headless --steps 5000\n\n"
+        "  tui-descent resume vanishing --headless --steps 5000      to step 5,000 in all\n\n"
         "A script of exec is started again, in the folder in which it was started; it has to call run.resume().",
     )
     resume.add_argument("name", metavar="RUN", nargs="?", help="the beginning of the run's id or name")
-    resume.add_argument("--steps", metavar="N", help="go on until N updates are made in all")
+    resume.add_argument(
+        "--steps",
+        metavar="N",
+        help="how many steps the run shall have in all, with those that it has made already; by default as many as it "
+        "was started with",
+    )
     resume.add_argument("--headless", action="store_true", help="no dashboard; print a progress line and a summary")
     resume.add_argument("--json", action="store_true", help="headless; print one JSON object per line on stdout")
     resume.add_argument("--runs-dir", metavar="DIR", help="the folder of the runs")
@@ -242,12 +247,13 @@ def _add_saving_options(parser: argparse.ArgumentParser) -> None:
         "--snapshot-every",
         metavar="MINUTES",
         help="save the run on disk this often, so that resume can go on with it (default 5; off: never); also at a "
-        "stop and at the end",
+        "stop and at the end; or $TUI_DESCENT_SNAPSHOT_EVERY",
     )
     parser.add_argument(
         "--snapshot-size",
         metavar="SIZE",
-        help="disk space for all snapshots of the run, as in 500MB (default: a tenth of the free space, at most 2GB)",
+        help="disk space for all snapshots of the run, as in 500MB (default: a tenth of the free space, at most 2GB); "
+        "or $TUI_DESCENT_SNAPSHOT_SIZE",
     )
     parser.add_argument(
         "--rollback",
@@ -282,7 +288,12 @@ def _add_live(commands: Any) -> None:
         metavar="KNOB=VALUE",
         help="a knob, as for --at; or pause, resume, steps=N, undo, redo, mark[=TEXT], evaluate",
     )
-    send.add_argument("--dry-run", action="store_true", help="only check whether the knob can be turned")
+    send.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="change nothing: only check the knob's name, its value, its target, and whether it is available now. "
+        "Whether the net would still train with it is not tried",
+    )
     send.set_defaults(command=_send)
     stop = commands.add_parser(
         "stop",
@@ -309,7 +320,8 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
         "--undo-budget",
         metavar="SIZE",
         help="memory for the snapshots that the key u restores, as in 256MB (auto: a tenth of the device's free "
-        "memory, at most 2GB); if one snapshot needs more, u restores only the knob's value",
+        "memory, at most 2GB); if one snapshot needs more, u restores only the knob's value; or "
+        "$TUI_DESCENT_UNDO_BUDGET",
     )
     parser.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
     _add_notify(parser)
@@ -650,20 +662,21 @@ def _rollback(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> int:
     from tui_descent.protocol.channel import ChannelError
-    from tui_descent.resume import CannotResumeError, prepare, recorded
+    from tui_descent.resume import CannotResumeError, how_to_start, prepare, recorded
     from tui_descent.run_list import RunNotFoundError
 
     headless = _headless(args)
     try:
-        steps = None if args.steps is None else _step("--steps", args.steps)
+        steps = None
+        if args.steps is not None and not (steps := _whole(args.steps)):
+            return _usage(f"--steps {args.steps[:40]}: allowed: a whole number ≥ 1, counted from the run's start")
         launch = recorded(args.name, args.runs_dir)
         if steps is not None and launch.scenario is None:
             return _usage("--steps: a script decides itself how many steps it makes")
         if launch.working_folder:
             os.chdir(launch.working_folder)  # the script is started from here
         if launch.scenario is None and launch.command is None:
-            advice = f"TUI_DESCENT_RESUME={launch.run} python your_script.py"
-            return _usage(f"{launch.run} was started by its own script; start it again with: {advice}")
+            return _usage(f"{launch.run} goes on when its script is started again: {how_to_start(launch)}")
         launch = prepare(launch, attended=not headless, steps=steps)
         if headless:
             from tui_descent import headless as runner

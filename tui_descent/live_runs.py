@@ -50,7 +50,7 @@ def find_live(text: str | None, runs_dir: str | None) -> Launch:
     try:
         return Launch.read(find_run(text, runs_dir, live=True).folder)
     except RunNotFoundError:
-        if text is None or any(text in (run.name, run.run) and run.live for run in list_runs(runs_dir)):
+        if text is None or any(run.is_called(text) and run.live for run in list_runs(runs_dir)):
             raise
         with contextlib.suppress(RunNotFoundError):
             ended = find_run(text, runs_dir, live=False).run

@@ -19,6 +19,7 @@ from tui_descent.protocol.resume import Replayed, Resume
 from tui_descent.protocol.run_lock import create_lock
 from tui_descent.run_list import find_run
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
+from tui_descent.scenario.presets import names
 from tui_descent.telemetry.record import Record, RecordError
 
 NO_LIMIT = 2**62
@@ -41,8 +42,19 @@ def recorded(name: str | None, runs_dir: str | None = None) -> Launch:
     except (OSError, msgspec.DecodeError) as error:
         raise CannotResumeError(f"{run.folder}: its settings cannot be read: {error}") from None
     if launch.race:
-        raise CannotResumeError(f"{run.run} is a race, and races are not saved")
+        again = f"tui-descent race {launch.name}" if launch.name in names() else "tui-descent race"
+        raise CannotResumeError(f"{run.run} is a race, and races are not saved; start it again with: {again}")
     return msgspec.structs.replace(launch, run=run.run, folder=str(run.folder))
+
+
+def how_to_start(launch: Launch) -> str:
+    """How a script that was not started by us goes on. Raises `CannotResumeError` if nothing of it was saved."""
+    if not _saved_segments(launch.path):
+        raise CannotResumeError(
+            f"{launch.run} cannot be resumed: nothing was saved. Its script has to call run.resume(); then it is saved "
+            "every 5 minutes, when it is stopped, and at its end"
+        )
+    return f"TUI_DESCENT_RESUME={launch.run} python your_script.py"
 
 
 def prepare(launch: Launch, *, attended: bool, steps: int | None = None) -> Launch:
@@ -54,8 +66,9 @@ def prepare(launch: Launch, *, attended: bool, steps: int | None = None) -> Laun
     if launch.scenario is not None and not attended:
         goal = steps or launch.scenario["run"]["steps"]
         if goal <= resume.from_step:
-            made = f"{launch.run} has made {resume.from_step:,} steps"
-            raise CannotResumeError(f"{made}; give a larger number with --steps")
+            made = f"{launch.run} has made {resume.from_step:,} of {goal:,} steps"
+            more = f"--steps {resume.from_step + launch.scenario['run']['steps']}"
+            raise CannotResumeError(f"{made}; to make more, give their number in all, as in {more}")
     for name in (CONNECTED_FILE, CLOSED_FILE):
         with contextlib.suppress(FileNotFoundError):
             (launch.path / name).unlink()

@@ -134,7 +134,7 @@ def remove(args: argparse.Namespace) -> int:
     if isinstance(found, int):
         return found
     for name, run in zip(args.names, found, strict=True):
-        if name not in (run.run, run.name):
+        if not run.is_called(name):
             return _usage(f"{name}: rm takes a whole name, as in: tui-descent runs rm {run.run}")
     runs = list(dict.fromkeys(found))
     for run in runs:

@@ -32,12 +32,13 @@ def add_commands(commands: Any) -> None:
         "  scenario   a scenario file with the run's interventions as its plan; headless it\n"
         "             gives the same losses\n"
         "  python     a plain PyTorch script of the run; it needs torch alone and gives the\n"
-        "             same losses; a run whose net was changed cannot be written so\n\n"
+        "             same losses; a run whose net was changed cannot be written so:\n"
+        "             use scenario\n\n"
         "  tui-descent export vanishing --to csv --out losses.csv\n"
         "  tui-descent export vanishing --to jsonl | jq 'select(.event == \"reading\")'\n"
         "  tui-descent export vanishing --to tensorboard --out logs/vanishing\n"
         "  tui-descent export vanishing --to scenario --out again.toml\n"
-        "  tui-descent export vanishing --to python --out vanishing.py",
+        "  tui-descent export plateau --to python --out plateau.py",
     )
     export.add_argument("name", metavar="RUN", help="the beginning of the run's id or name, as `runs` shows them")
     export.add_argument("--to", metavar="FORMAT", choices=FORMATS, required=True, help=", ".join(FORMATS))

@@ -11,7 +11,7 @@ import msgspec
 
 from tui_descent.paths import runs_folder
 from tui_descent.protocol.channel import ChannelError
-from tui_descent.protocol.launch import LAUNCH_FILE, Launch
+from tui_descent.protocol.launch import LAUNCH_FILE, Launch, kept_name
 from tui_descent.protocol.run_lock import is_held
 from tui_descent.telemetry.record import RECORD_FILE
 
@@ -23,13 +23,25 @@ class RunNotFoundError(Exception):
 
 
 class RunFolder(NamedTuple):
-    """One run: its folder, id and name, whether a process works for it, and whether it has a record."""
+    """One run: its folder, id and name, whether a process works for it, and whether it has a record.
+
+    `script` is the name of a script that has given the run another name; otherwise it is the same as `name`.
+    """
 
     folder: Path
     run: str
     name: str
     live: bool
     recorded: bool
+    script: str
+
+    def is_called(self, text: str) -> bool:
+        """Whether this is the run's id or one of its names."""
+        return text in (self.run, self.name, self.script)
+
+    def begins_with(self, text: str) -> bool:
+        """Whether the run's id or one of its names begins so."""
+        return any(name.startswith(text) for name in (self.run, self.name, self.script))
 
 
 def list_runs(runs_dir: str | None = None) -> list[RunFolder]:
@@ -51,7 +63,8 @@ def list_runs(runs_dir: str | None = None) -> list[RunFolder]:
                 began = (folder / LAUNCH_FILE).stat().st_mtime_ns
                 recorded, live = (folder / RECORD_FILE).exists(), is_held(folder)
                 if recorded or live:
-                    found.append((began, RunFolder(folder, launch.run, launch.name, live, recorded)))
+                    name = kept_name(folder) or launch.name
+                    found.append((began, RunFolder(folder, launch.run, name, live, recorded, launch.name)))
     return [run for _, run in sorted(found, key=lambda one: (one[0], one[1].run), reverse=True)]
 
 
@@ -75,10 +88,10 @@ def find_run(
         raise RunNotFoundError(f"there is no {what}")
     if text is None:
         return runs[0]
-    exact = [run for run in runs if run.run == text] or [run for run in runs if run.name == text]
+    exact = [run for run in runs if run.run == text] or [run for run in runs if run.is_called(text)]
     if newest and exact:
         return exact[0]
-    fitting = exact or [run for run in runs if run.run.startswith(text) or run.name.startswith(text)]
+    fitting = exact or [run for run in runs if run.begins_with(text)]
     if len(fitting) == 1:
         return fitting[0]
     listed = fitting or runs

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
+from tui_descent.keeper.notifier import ENV_NOTIFY
 from tui_descent.protocol.commands import TurnKnob
+from tui_descent.protocol.launch import ENV_RESUME, ENV_SNAPSHOT_EVERY, ENV_SNAPSHOT_SIZE, ENV_UNDO_BUDGET
 from tui_descent.scenario.keys import KEYS, keys_table
 from tui_descent.scenario.knobs import KNOBS, check
 from tui_descent.scenario.spec import Activation
@@ -73,3 +76,13 @@ def test_the_readmes_keys_are_those_of_the_table() -> None:
     assert text.count("<!-- keys -->") == text.count("<!-- /keys -->") == 1
     table = text.partition("<!-- keys -->")[2].partition("<!-- /keys -->")[0].strip()
     assert table == keys_table()
+
+
+def test_the_readme_lists_the_environment_variables_that_a_user_sets() -> None:
+    ours = {"HOME", "RUNS_DIR"}  # read in paths.py
+    ours |= {name.removeprefix("TUI_DESCENT_") for name in (ENV_NOTIFY, ENV_RESUME, ENV_SNAPSHOT_EVERY)}
+    ours |= {name.removeprefix("TUI_DESCENT_") for name in (ENV_SNAPSHOT_SIZE, ENV_UNDO_BUDGET)}
+    listed = re.findall(r"^\| `TUI_DESCENT_([A-Z_]+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(ours)
+    paths = (README.parent / "tui_descent" / "paths.py").read_text(encoding="utf-8")
+    assert set(re.findall(r'"TUI_DESCENT_([A-Z_]+)"', paths)) == {"HOME", "RUNS_DIR"}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from driver import text_of, wait_until
-from factories import started, steps, vanishing
+from factories import rewound, started, steps, vanishing
+from msgspec.structs import replace as replace_struct
 from textual.pilot import Pilot
 
 from tui_descent import cli
@@ -76,6 +77,19 @@ async def test_keys_move_the_cursor(app: ReplayApp, size: tuple[int, int]) -> No
         await shows(pilot, app, "8 of 400", "step     8")
 
 
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_after_an_undo_the_cursor_is_a_segment_and_a_step(size: tuple[int, int], tmp_path: Path) -> None:
+    events = [started(2), steps(0, [1.0] * 60), rewound((0, 60), (0, 40), 1, back=True)]
+    events += [replace_struct(steps(40, [0.5] * 30), segment=1), RunEnded(status="stopped", step=70)]
+    with Record.open(written(tmp_path, events)) as record:
+        app = ReplayApp(Player(record), None)
+        async with app.run_test(size=size) as pilot:
+            await shows(pilot, app, "1·70 of 1·70", "step    70")
+            for position, place, step in ((89, "1·69", 69), (61, "1·41", 41), (59, "0·59", 59), (0, "0·0", 0)):
+                app.move_to(position)
+                await shows(pilot, app, f" {place} of 1·70", f"step {step:>5}" if step else "replay")
+
+
 async def test_space_plays_and_pauses_and_the_pace_keys_change_the_speed(app: ReplayApp) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("semicolon", "semicolon", "comma")
@@ -116,6 +130,38 @@ async def test_views_that_need_the_trainer_say_what_is_not_recorded(app: ReplayA
         await shows(pilot, app, "what the lens counts is not recorded")
         await pilot.press("3")
         await shows(pilot, app, "1 overview", "held-out loss")
+
+
+NEVER_ENDS = ("waiting for", "measuring the", "connecting", "takes a few seconds", "metrics yet", "act on all")
+
+
+@pytest.mark.parametrize("scenario", ["a preset", None], ids=["a preset", "a user loop"])
+async def test_no_view_of_a_replay_waits_for_what_will_never_come(scenario: str | None, tmp_path: Path) -> None:
+    beginning: list[AnyEvent] = [StateChanged(state="importing torch"), started(2), StateChanged(state="running")]
+    if scenario is None:
+        beginning[1] = started(2, scenario=None)
+    with Record.open(written(tmp_path, [*beginning, steps(0, [1.0] * 60), ENDED])) as record:
+        app = ReplayApp(Player(record), None)
+        async with app.run_test(size=(120, 40)) as pilot:
+            for position in (0, 30, 60):
+                app.move_to(position)
+                await at(pilot, app, position)
+                for key in "123456789h":
+                    await pilot.press(key)
+                    await wait_until(pilot, lambda: app.run_screen.up_to_date, lambda: text_of(app))
+                    assert not [text for text in NEVER_ENDS if text in text_of(app)], text_of(app)
+                if scenario is None:
+                    await pilot.press("6")
+                    await shows(pilot, app, "no metrics were logged" if position == 60 else "no metrics so far")
+
+
+async def test_output_of_a_script_with_its_own_terminal_is_not_recorded(tmp_path: Path) -> None:
+    launch = Launch(run="r1", name="x", folder=str(tmp_path), socket=None)
+    with Record.open(written(tmp_path, [started(2, scenario=None), steps(0, [1.0] * 60), ENDED])) as record:
+        app = ReplayApp(Player(record), launch)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await pilot.press("7")
+            await shows(pilot, app, "what it prints is in its own terminal.")
 
 
 @pytest.mark.parametrize(("key", "then"), [("q", "quit"), ("p", "gallery"), ("ctrl+c", "quit")])

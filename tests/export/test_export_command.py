@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,24 @@ def test_both_give_the_losses_of_the_run(scenario: Path, tmp_path: Path) -> None
     assert losses_in(printed.getvalue()) == first.losses
 
 
+def test_export_in_the_readme_works_after_the_run_before_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    lines = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
+    number = next(n for n, line in enumerate(lines) if "--to python" in line)
+    made, exported = (shlex.split(line, comments=True) for line in lines[number - 1 : number + 1])
+    assert run(*made[1:]).code == 0
+    written = run(*exported[1:])
+    assert (written.code, written.stdout) == (0, ""), written.stderr
+    compile((home / exported[-1]).read_text(encoding="utf-8"), exported[-1], "exec")
+
+
 def test_changed_net_is_refused_by_name_and_step(scenario: Path) -> None:
     run("run", str(scenario), "--json", "--at", "3:residual=on")
     refused = run("export", "my", "--to", "python")
     assert (refused.code, refused.stdout) == (2, "")
     assert refused.stderr == (
-        "tui-descent: a script cannot repeat changes of the net: step 3: residual off → on; "
-        "use --to scenario, or undo them first\n"
+        "tui-descent: a PyTorch script cannot repeat changes of the net (step 3: residual off → on); "
+        "a scenario can: use --to scenario\n"
     )
     assert run("export", "my", "--to", "scenario").code == 0
 

@@ -246,8 +246,8 @@ def test_changes_of_the_net_are_refused_with_their_steps() -> None:
     with pytest.raises(ExportError) as caught:
         run.script()
     assert str(caught.value) == (
-        "a script cannot repeat changes of the net: step 1: activation tanh → gelu; "
-        "step 7: residual of blocks.1 off → on; use --to scenario, or undo them first"
+        "a PyTorch script cannot repeat changes of the net (step 1: activation tanh → gelu; "
+        "step 7: residual of blocks.1 off → on); a scenario can: use --to scenario"
     )
 
 

@@ -107,7 +107,7 @@ def test_script_of_its_own_is_resumed_by_name(folder: Path, home: Path) -> None:
     while list_runs()[0].live and time.monotonic() < end_s:
         time.sleep(0.05)  # until its keeper has ended
     advice = run("resume", run_folder.run, "--json")
-    assert f"start it again with: TUI_DESCENT_RESUME={run_folder.run} python" in advice.stderr
+    assert f"when its script is started again: TUI_DESCENT_RESUME={run_folder.run} python" in advice.stderr
     again = [sys.executable, "train.py"]
     resumed = environment() | {"TUI_DESCENT_RESUME": run_folder.run}
     done = subprocess.run(again, timeout=WITHIN_S, env=resumed, check=True, capture_output=True, text=True)

@@ -108,7 +108,9 @@ def test_finished_run_goes_on_twice(start: Callable[..., Outcome], home: Path) -
     name = str(first.events("run_started")[0]["run"])
     refused = run("resume", name, "--json")
     assert refused.code == 2
-    assert f"{name} has made 60 steps; give a larger number with --steps" in refused.stderr
+    said = f"{name} has made 60 of 60 steps; to make more, give their number in all, as in --steps 120"
+    assert said in refused.stderr
+    assert "made 60 of 60 steps" in run("resume", name, "--json", "--steps", "60").stderr
     second = run("resume", name, "--json", "--steps", "80")
     third = run("resume", name, "--json", "--steps", "100")
     assert losses(first, second, third) == losses(twin)
@@ -121,7 +123,8 @@ def test_refusals(start: Callable[..., Outcome], home: Path) -> None:
     first = start("--steps", "3")
     name, folder = str(first.events("run_started")[0]["run"]), folder_of(first, home)
     assert "no such run" in run("resume", "nobody", "--json").stderr
-    assert "allowed: a step number" in run("resume", name, "--json", "--steps", "many").stderr
+    for wrong in ("many", "0", "-3", "1.5"):
+        assert "allowed: a whole number ≥ 1" in run("resume", name, "--json", f"--steps={wrong}").stderr
     create_lock(folder)
     live = run("resume", name, "--json", "--steps", "9")
     keep_folder(folder)
@@ -129,7 +132,17 @@ def test_refusals(start: Callable[..., Outcome], home: Path) -> None:
     assert f"open it with: tui-descent attach {name}" in live.stderr
     settings = json.loads((folder / "launch.json").read_text())
     (folder / "launch.json").write_text(json.dumps({**settings, "race": ["sgd", "adam"]}))
-    assert "is a race, and races are not saved" in run("resume", name, "--json", "--steps", "9").stderr
+    race = run("resume", name, "--json", "--steps", "9").stderr
+    assert "is a race, and races are not saved; start it again with: tui-descent race" in race
+    of_a_script = {**settings, "scenario": None, "command": None}
+    (folder / "launch.json").write_text(json.dumps(of_a_script))
+    again = run("resume", name, "--json")
+    assert f"{name} goes on when its script is started again: TUI_DESCENT_RESUME={name} python" in again.stderr
+    for file in (folder / "snapshots").iterdir():
+        file.unlink()
+    nothing = run("resume", name, "--json")
+    assert nothing.code == 2
+    assert f"{name} cannot be resumed: nothing was saved. Its script has to call run.resume()" in nothing.stderr
     assert (folder / "record.sqlite").exists()
 
 

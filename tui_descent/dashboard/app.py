@@ -238,7 +238,7 @@ def run_dashboard(
             print_end(ended, log_path if script else None)
         if bridge.history.started is not None:  # otherwise the reason above says it all
             print_summary(bridge.history)
-        if ended.status == "lost" and scenario is not None and bridge.run_id:
+        if ended.status == "lost" and scenario is not None and bridge.run_id and not bridge.history.lanes:
             output.say(f"tui-descent: go on with: tui-descent resume {bridge.run_id}")
     elif code == EXIT_CODES["lost"] and trouble:
         print_trouble(trouble, log_path if script and keeper_gone() else None, come_back() if run_lives() else "")

@@ -35,11 +35,12 @@ from tui_descent.protocol.events import (
     Noted,
     RecordingChanged,
     RunEnded,
+    RunStarted,
     StateChanged,
     StepsCompleted,
 )
 from tui_descent.protocol.joining import is_ours
-from tui_descent.protocol.launch import Launch, unreachable
+from tui_descent.protocol.launch import Launch, keep_name, unreachable
 from tui_descent.protocol.run_lock import hold_keeper_lock
 from tui_descent.telemetry.record import RecordError, RecordWriter
 
@@ -423,6 +424,8 @@ class Keeper:
             self._send(diagnosis)
 
     def _send(self, event: AnyEvent) -> None:
+        if isinstance(event, RunStarted):
+            keep_name(self.launch, event.name)
         self._requests.note_reply(event)
         self.history.apply(event)
         if self._record is not None:

@@ -30,11 +30,14 @@ ENV_RING = "TUI_DESCENT_RING"
 # script has called `watch()`.
 LAUNCH_FILE, LOG_FILE, KEEPER_LOG_FILE = "launch.json", "run.log", "keeper.log"
 CONNECTED_FILE, CLOSED_FILE, SECOND_FILE = "claimed", "closed", "second"
+NAME_FILE = "name"  # the name that a script of `exec` passed to `watch()`
 EXIT_CODE_FILE = "exit-code"  # the exit code of a script whose keeper has died
 CLOSED = "the script has closed the file descriptors of exec, so its steps are not shown"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
 ENV_SNAPSHOT_EVERY, ENV_SNAPSHOT_SIZE = "TUI_DESCENT_SNAPSHOT_EVERY", "TUI_DESCENT_SNAPSHOT_SIZE"
 ENV_RESUME = "TUI_DESCENT_RESUME"  # for a script that starts its own keeper: the run to go on with
+DEFAULT_NAME = "run"  # of `watch()`
+MOST_NAME = 200  # characters
 SNAPSHOT_EVERY_S = 300.0
 SNAPSHOTS_FOLDER = "snapshots"  # in the run's folder
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -135,6 +138,21 @@ def open_log(path: Path) -> BufferedWriter:
 def unreachable(folder: Path) -> str:
     """Why the loop that called `watch()` cannot be reached; empty if it can, or if `watch()` was not called yet."""
     return CLOSED if (folder / CLOSED_FILE).exists() else ""
+
+
+def keep_name(launch: Launch, name: str) -> None:
+    """Keep the name that a script of `exec` passed to `watch()`: people look for the run by it, too."""
+    if launch.command is None or name in ("", DEFAULT_NAME, launch.name):
+        return
+    with contextlib.suppress(OSError):
+        (launch.path / NAME_FILE).write_text(name[:MOST_NAME], encoding="utf-8", errors="replace")
+
+
+def kept_name(folder: Path) -> str:
+    """The name that a script of `exec` passed to `watch()`; empty if there is none."""
+    with contextlib.suppress(OSError):
+        return (folder / NAME_FILE).read_text(encoding="utf-8", errors="replace")[:MOST_NAME]
+    return ""
 
 
 def undo_budget(asked: str | None) -> int | None:

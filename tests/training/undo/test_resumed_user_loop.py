@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from tui_descent.protocol.commands import Mark
-from tui_descent.protocol.events import KnobTurned, Noted, Rewound, SnapshotSaved
+from tui_descent.protocol.events import KnobTurned, Noted, Rewound, RunEnded, SnapshotSaved
 from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.resume import Replayed, Resume
 from tui_descent.scenario.knobs import parse
@@ -287,3 +291,39 @@ def test_resume_without_a_keeper_is_step_0() -> None:
     model = UserNet()
     with Watch(model, torch.optim.SGD(model.parameters(), lr=0.1), link=None) as run:
         assert run.resume() == 0
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["its end", "an exception"])
+def test_no_thread_writes_when_the_run_has_ended(fails: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the thread were still in torch when Python exits, the script would end by SIGABRT."""
+
+    class Slow(Future[Any]):
+        """The thread goes on for a moment after its result is known."""
+
+        def set_result(self, result: Any) -> None:
+            super().set_result(result)
+            time.sleep(0.2)
+
+    monkeypatch.setattr(disk_snapshots, "Future", Slow)
+    loop = Loop(folder)
+    loop.go(SAVED_AT + 2)
+    error = RuntimeError("from the user's loop") if fails else None
+    loop.run.__exit__(None if error is None else RuntimeError, error, None)
+    assert snapshot_file.files(folder / "snapshots"), "it was saved"
+    assert not [thread.name for thread in threading.enumerate() if "snapshot" in thread.name]
+    loop.keeper.close()
+
+
+def test_a_loop_without_with_that_has_no_step_left_reports_its_end(folder: Path) -> None:
+    Loop(folder).end()
+    loop = Loop(folder, resume=True)
+    loop.run.__exit__(None, None, None)
+    model = UserNet()
+    keeper = FakeKeeper(folder)
+    keeper.link.launch = loop.keeper.link.launch
+    run = Watch(model, torch.optim.AdamW(model.parameters()), link=keeper.link)
+    run.resume()
+    run._end_at_exit(os.getpid())
+    assert [event.status for event in keeper.events() if isinstance(event, RunEnded)] == ["finished"]
+    keeper.close()
+    loop.keeper.close()

@@ -188,11 +188,11 @@ def _selection(view: View) -> str:
     if not view.layers:
         return ""
     if view.selected is None or not view.selected < len(view.layers):
-        keys = _block_keys(view.history)
+        keys = "" if view.replay else _block_keys(view.history)
         story = "h: story and what to press · " if _has_story(view) else ""
         return f"{story}↑ ↓ select a layer · {keys} on all blocks" if keys else f"{story}↑ ↓ select a layer"
     name, block = in_words(layer_labels(view.layers, 40)[view.selected]), block_of(view.layers[view.selected])
     if block is None:
         return f"{name} selected · it does not belong to a block"
-    keys = _block_keys(view.history)
+    keys = "" if view.replay else _block_keys(view.history)
     return f"{name} selected · {keys} on {in_words(safe(block))}" if keys else f"{name} selected"

@@ -38,6 +38,8 @@ def diagnosis_line(view: View) -> Words:
     state, reason = history.state.state, safe(history.state.reason)
     if view.replay and state in ("held", "paused", "waiting"):
         return _replayed(history, state, reason)
+    if view.replay and state in STARTING:
+        return "", colours.DIM, "before the first step", colours.DIM
     if view.stopping and state != "stopping":
         text = f"waiting for the script's next step{KILL}"
         return "stopping…", colours.state_style("stopping"), text, colours.TEXT

@@ -113,6 +113,10 @@ def _how_to_log(view: View, width: int, height: int) -> list[Strip]:
     started = view.history.started
     if started is not None and started.scenario is not None:
         lines = [("no metrics: they are logged by your own loop, with run.log(name, value)", colours.DIM)]
+    elif not view.history.live:
+        lines = [("no metrics were logged in this run", colours.DIM)]
+    elif view.replay:
+        lines = [("no metrics so far", colours.DIM)]
     else:
         lines = [
             ("no metrics yet", colours.TEXT),

@@ -29,9 +29,9 @@ class TimelinePanel(Panel, can_focus=False):
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         player = self._player
-        total = with_commas(player.total)
+        here, end_place = _places(player)
         line = Line().add(f" {'▸' if player.playing else ' '} ×{player.speed:<4}", colours.KEY)
-        line.add(f"{with_commas(player.position):>{len(total)}}", colours.BRIGHT).add(f" of {total}  ", colours.DIM)
+        line.add(f"{here:>{len(end_place)}}", colours.BRIGHT).add(f" of {end_place}  ", colours.DIM)
         end = Line()
         for text in (KEYS, SHORT_KEYS, ""):
             keys = text.format("pause" if player.playing else "play")
@@ -40,6 +40,14 @@ class TimelinePanel(Panel, can_focus=False):
                 break
         cells = max(0, width - line.width - end.width - 1)
         return [_bar(line, player, cells).extend(end.segments).to_strip(width)]
+
+
+def _places(player: Player) -> tuple[str, str]:
+    """Where the cursor is, and where the run ends: as steps, or as `segment·step` if the run has several segments."""
+    segment, step = player.end
+    if segment and not player.history.lanes:
+        return f"{player.history.segment}·{with_commas(player.history.steps)}", f"{segment}·{with_commas(step)}"
+    return with_commas(player.position), with_commas(player.total)
 
 
 def _bar(line: Line, player: Player, cells: int) -> Line:

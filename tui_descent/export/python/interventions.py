@@ -48,7 +48,7 @@ def refuse(interventions: Sequence[KnobTurned]) -> None:
     if more := len(others) - MOST_NAMED:
         listed += [f"and {more} more"] if more > 0 else []
     raise ExportError(
-        f"a script cannot repeat changes of the net: {'; '.join(listed)}; use --to scenario, or undo them first"
+        f"a PyTorch script cannot repeat changes of the net ({'; '.join(listed)}); a scenario can: use --to scenario"
     )
 
 

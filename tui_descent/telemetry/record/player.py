@@ -30,6 +30,7 @@ class Player:
         self._spans = record.spans()
         self._ends = list(accumulate(span.length for span in self._spans))
         self.total = self._ends[-1] if self._ends else 0
+        self.end = record.position()  # the segment and the step at the end
         self.changes = self._positions_of_changes()
         self.speed = SPEEDS[0]
         self.playing = False

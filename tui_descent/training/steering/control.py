@@ -418,6 +418,8 @@ class Control:
 
     def close(self) -> None:
         """Free the snapshots and close the link, after the end of the run."""
+        if self._disk is not None:
+            self._disk.close()
         if self.undo_stack is not None:
             self.undo_stack.close()
         self._progress.close()

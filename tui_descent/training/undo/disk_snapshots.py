@@ -35,6 +35,7 @@ MAX_BYTES = 2_000_000_000  # of all snapshots of a run, by default
 DISK_SHARE = 0.1  # of the free space that they may take, by default
 MEMORY_SHARE = 0.5  # the largest share of the free memory that the copy of the state may take
 WRITES_BYTES_PER_S = 200e6  # assumed before the first snapshot
+CLOSES_WITHIN_S = 5.0  # how long the end of a run waits for a snapshot: a disk may not respond
 Content = dict[str, Any]
 
 
@@ -69,6 +70,7 @@ class DiskSnapshots:
         self._cost_s: float | None = None  # of the last snapshot
         self._noted: tuple[type, int | None] | None = None  # the error that was reported last
         self._writing: Future[tuple[SnapshotFile, float]] | None = None
+        self._thread: threading.Thread | None = None  # the last one that wrote
         self._saved: Content | None = None  # the position that was saved last
         self._written: tuple[int, int, str] = (0, 0, "")  # segment and step of what is being written, and why
         snapshot_file.remove_temporaries(folder)
@@ -121,7 +123,8 @@ class DiskSnapshots:
         self._writing = future = Future[tuple[SnapshotFile, float]]()
         copied_s = time.monotonic() - start_s
         arguments = future, content, progress.segment, progress.step, set(self.needed()), copied_s
-        threading.Thread(target=self._write, args=arguments, name="tui-descent snapshot", daemon=True).start()
+        self._thread = threading.Thread(target=self._write, args=arguments, name="tui-descent snapshot", daemon=True)
+        self._thread.start()
 
     def wait(self) -> None:
         """Wait for the snapshot that is being written, and report it."""
@@ -129,6 +132,15 @@ class DiskSnapshots:
             with contextlib.suppress(Exception):
                 self._writing.result()
             self._report()
+        self.close(None)
+
+    def close(self, timeout_s: float | None = CLOSES_WITHIN_S) -> None:
+        """Wait until the thread that writes has ended, at most so long.
+
+        If it is still in torch when Python exits, the process is aborted (SIGABRT).
+        """
+        if self._thread is not None and os.getpid() == self._process:
+            self._thread.join(timeout_s)
 
     def drop_abandoned(self) -> None:
         """Remove the snapshots of steps that an undo or a redo has abandoned."""

@@ -14,7 +14,7 @@ from torch import nn
 from tui_descent.instruments.sampler import DEFAULT_BUDGET, Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import Noted
-from tui_descent.protocol.launch import ENV_FOLDER, SECOND_FILE
+from tui_descent.protocol.launch import DEFAULT_NAME, ENV_FOLDER, SECOND_FILE
 from tui_descent.training.keeper_link import KeeperLink, ShownElsewhereError
 from tui_descent.training.several_nets import as_one_net
 from tui_descent.training.undo.user_state import user_holders
@@ -64,7 +64,7 @@ def watch(
     model: Nets,
     optimizer: Optimizers,
     *,
-    name: str = "run",
+    name: str = DEFAULT_NAME,
     watch_every: int | None = None,
     watch_budget: float | None = None,
     state: Mapping[str, object] | None = None,

@@ -432,7 +432,10 @@ class Watch:
         `state=` are restored. The order of the data and the script's own variables are not. Raises `ValueError` if
         there are snapshots, but none fits the net or the optimizer.
         """
-        return self.next_step if self._is_scenario else self._resuming.begin_user_loop()
+        if self._is_scenario:
+            return self.next_step
+        self.__enter__()  # so that the end is reported even if no step is left to be made
+        return self._resuming.begin_user_loop()
 
     def log(self, name: str, value: Tensor | float) -> None:
         """Report a metric that the user's loop has computed. It is shown at the number of the next step.
