@@ -6,8 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
+import same_process
 from attended import Attended, Start, Viewer
-from runs import Live, children, kill_and_wait, run, wait_for_end, wait_until_free
+from runs import Live, children, kill_and_wait, wait_for_end, wait_until_free
 
 from tui_descent.protocol.commands import Pause, Stop, TurnKnob
 from tui_descent.protocol.events import HistorySent, KnobTurned, RunEnded, StepsCompleted
@@ -68,15 +69,24 @@ def check_twin(attended: Attended, replies: list[KnobTurned]) -> None:
     assert len(numbers) == len(set(numbers))
     assert {reply.id for reply in replies} <= set(numbers)
     plan = [part for event in turned for part in ("--at", f"{event.step}:lr={event.value}")]
-    twin = run(
-        "run", "vanishing", "--json", *(x for f in FAST for x in ("--set", f)), *plan, "--steps", str(len(losses))
-    )
+    fast = (part for setting in FAST for part in ("--set", setting))
+    twin = same_process.run("run", "vanishing", "--json", *fast, *plan, "--steps", str(len(losses)))
     assert twin.losses == losses
 
 
 def test_no_step_and_no_intervention_is_lost_when_keepers_are_killed(start: Start) -> None:
+    """The last keeper is killed while the run is paused; another one comes at once."""
     attended = start("vanishing", *FAST)
-    check_twin(attended, kill_keepers(attended, 2))
+    attended.viewer().until_step(10)
+    trainer = attended.trainer
+    replies = kill_keepers(attended, 2)
+    viewer = attended.viewer(another=True)
+    viewer.do(Pause())
+    (keeper,) = children(trainer)
+    kill_and_wait(keeper)
+    again = attended.viewer(another=True)
+    assert again.until_event(HistorySent).steps >= 10
+    check_twin(attended, replies)
 
 
 @pytest.mark.heavy
@@ -84,19 +94,6 @@ def test_no_step_and_no_intervention_is_lost_when_keepers_are_killed(start: Star
 def test_no_step_is_lost_when_keepers_are_killed_at_random(start: Start, seed: int) -> None:
     attended = start("vanishing", *FAST)
     check_twin(attended, kill_keepers(attended, 4, seed=seed))
-
-
-def test_paused_run_gets_another_keeper_at_once(start: Start) -> None:
-    attended = start("vanishing", *FAST, pace=20.0)
-    viewer = attended.viewer()
-    viewer.until_step(3)
-    viewer.do(Pause())
-    attended.keeper.kill()
-    attended.keeper.wait()
-    again = attended.viewer(another=True)
-    history = again.until_event(HistorySent)
-    assert history.steps >= 4
-    end_of(again)
 
 
 def test_run_stops_when_its_command_in_the_foreground_is_killed(home: Path) -> None:

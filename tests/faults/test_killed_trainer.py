@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import same_process
 from attended import Attended, Start, losses
 from runs import run, temporary_home
 
@@ -25,13 +26,14 @@ FAST = ("run.steps=100000", "run.evaluate_every=0")
 
 def twin(steps: int) -> list[float]:
     """The first losses of a run that nobody has disturbed."""
-    return _twin(-(-steps // 3000) * 3000)[:steps]
+    return _twin(500 if steps <= 500 else -(-steps // 3000) * 3000)[:steps]
 
 
 @cache
 def _twin(steps: int) -> list[float]:
+    options = ("--json", "--set", FAST[1], "--steps", str(steps))
     with temporary_home() as home:
-        return run("run", "vanishing", "--json", "--set", FAST[1], "--steps", str(steps), home=home).losses
+        return same_process.run("run", "vanishing", *options, home=home).losses
 
 
 def killed(start: Start, drawn: random.Random, *, within_s: float = 1.5) -> tuple[Attended, list[KnobTurned], int]:

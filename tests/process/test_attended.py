@@ -25,7 +25,7 @@ from tui_descent.protocol.events import (
 
 
 def test_a_run_goes_on_without_viewers_and_ends_at_its_end_with_nothing_left(start: Start, home: Path) -> None:
-    run = start("vanishing", "run.steps=300", pace=100.0)
+    run = start("vanishing", "run.steps=200", pace=100.0)
     a, b = run.viewer(), run.viewer()
     a.until_step(5)
     trainer = run.trainer

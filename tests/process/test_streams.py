@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,10 @@ class Ended:
 @pytest.fixture(scope="module")
 def ended() -> Iterator[dict[str, Ended]]:
     with temporary_home() as home:
-        yield {name: Ended(arguments, home, more) for name, (arguments, more) in RUNS.items()}
+        with ThreadPoolExecutor(2) as pool:
+            results = pool.map(lambda case: Ended(case[0], home, case[1]), RUNS.values())
+            ended = dict(zip(RUNS, results, strict=True))
+        yield ended
         statuses = [status for status, _ in recorded(home)]
         assert len(statuses) == len(RUNS) - 1, "all but the run that must not start"
         assert set(statuses) == {"finished", "failed", "diverged", "stopped"}
