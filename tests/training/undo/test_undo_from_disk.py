@@ -19,7 +19,7 @@ from tui_descent.scenario.knobs import parse
 from tui_descent.training.undo import disk_snapshots, snapshot_file
 from tui_descent.training.undo.disk_snapshots import DiskSnapshots
 
-FROM_DISK = " (from the snapshot on disk)"
+FROM_DISK = " (from disk)"
 Sent = dict[int, list[AnyCommand]]
 
 

@@ -237,7 +237,7 @@ class UndoStack:
             return self.undo_value()
         last.after = self.take(segment, step)
         self._undone.append(self._done.pop())
-        label = last.label if before is last.before else f"{last.label} (from the snapshot on disk)"
+        label = last.label if before is last.before else f"{last.label} (from disk)"
         return self._rewind_to(before, label, back=True, entry=last)
 
     def undo_value(self, error: SnapshotError | None = None) -> Rewind:
