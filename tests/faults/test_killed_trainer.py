@@ -102,42 +102,36 @@ def test_nothing_is_lost_when_the_trainer_is_killed_at_random(start: Start, seed
 
 @pytest.mark.heavy
 def test_interventions_are_undone_when_the_trainer_was_killed(start: Start) -> None:
-    """The snapshots are on the disk only. The run must be some seconds old, so that they take few of its time."""
-    options = ("run.evaluate_every=0", "run.steps=2000", "run.threads=1")
-    run_ = start("healthy", *options, pace=40.0, undo_budget=0, snapshot_every_s=300.0)
-    viewer = run_.viewer()
-    viewer.until_step(300)
-    turned = viewer.do(parse("lr=*2"))
+    """The states are on the disk only. A run must be some seconds old, so that saving one takes few of its time."""
+    options = ("run.evaluate_every=0", "run.steps=5000", "run.threads=1")
+    attended = start("healthy", *options, pace=40.0, undo_budget=0, snapshot_every_s=300.0)
+    viewer = attended.viewer()
+    viewer.until_step(400)
+    first = viewer.do(parse("lr=*2"))
     viewer.until_event(SnapshotSaved, reason="before intervention 1")
-    assert (turned.step, turned.note) == (viewer.events(SnapshotSaved)[0].step, None)
-    viewer.until_step(turned.step + 20)
-    undone = viewer.do(Undo())
-    assert undone.what.endswith(" (from disk)")
-    assert (undone.segment, undone.step) == (1, turned.step)
-    viewer.until_step(turned.step + 600)
-    again = viewer.do(parse("norm=none"))
-    viewer.until_event(SnapshotSaved, reason="before intervention 2")
-    viewer.until_step(again.step + 20)
-    os.kill(run_.trainer, signal.SIGKILL)
+    viewer.until_step(first.step + 20)
+    os.kill(attended.trainer, signal.SIGKILL)
     assert viewer.until_event(RunEnded).status == "lost"
-    made = losses(viewer)
-    run_.resume()
-    viewer = run_.viewer()
-    viewer.until_step(again.step + 40)
-    undone = viewer.do(Undo())
-    assert undone.what.endswith(" (from disk)")
-    assert undone.step == again.step
-    viewer.until_step(again.step + 60)
-    (rewound,) = [event for event in viewer.events(Rewound) if not event.resumed]
-    assert (rewound.to_step, rewound.in_force) == (again.step, ())
-    with temporary_home() as home:
-        sets = [word for option in options for word in ("--set", option)]
-        expected = run("run", "healthy", "--json", *sets, "--steps", str(again.step + 60), home=home).losses
-    assert [made[step] for step in range(again.step)] == expected[: again.step]
-    last = {
+    attended.resume()  # makes the first intervention again
+    viewer = attended.viewer()
+    viewer.until_step(first.step + 400)
+    second = viewer.do(parse("activation=silu"))
+    viewer.until_event(SnapshotSaved, reason=f"before intervention {second.id}")
+    viewer.until_step(second.step + 20)
+    for turned in (second, first):
+        undone = viewer.do(Undo())
+        assert undone.what.endswith(" (from disk)")
+        assert undone.step == turned.step
+    viewer.until_step(first.step + 60)
+    last = viewer.events(Rewound)[-1]
+    assert (last.to_segment, last.to_step, last.in_force) == (0, first.step, ())
+    made = {
         event.first + n: loss
         for event in viewer.events(StepsCompleted)
-        if event.segment == rewound.segment
+        if event.segment == last.segment
         for n, loss in enumerate(event.losses)
     }
-    assert [last[step] for step in range(again.step, again.step + 60)] == expected[again.step :]
+    with temporary_home() as home:
+        sets = [word for option in options for word in ("--set", option)]
+        twin = run("run", "healthy", "--json", *sets, "--steps", str(first.step + 60), home=home).losses
+    assert [made[step] for step in range(first.step, first.step + 60)] == twin[first.step :]
