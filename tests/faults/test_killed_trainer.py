@@ -15,8 +15,9 @@ import same_process
 from attended import Attended, Start, losses
 from runs import run, temporary_home
 
-from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import HistorySent, KnobTurned, RunEnded, StepsCompleted
+from tui_descent.protocol.commands import TurnKnob, Undo
+from tui_descent.protocol.events import HistorySent, KnobTurned, Rewound, RunEnded, SnapshotSaved, StepsCompleted
+from tui_descent.scenario.knobs import parse
 from tui_descent.telemetry.record import Record
 
 STEPS = 100_000
@@ -99,3 +100,40 @@ def test_nothing_is_lost_when_the_trainer_is_killed(start: Start) -> None:
 @pytest.mark.parametrize("seed", range(1, 201))
 def test_nothing_is_lost_when_the_trainer_is_killed_at_random(start: Start, seed: int) -> None:
     check(*killed(start, random.Random(seed)))
+
+
+@pytest.mark.heavy
+def test_interventions_are_undone_when_the_trainer_was_killed(start: Start) -> None:
+    """The states are on the disk only. A run must be some seconds old, so that saving one takes few of its time."""
+    options = ("run.evaluate_every=0", "run.steps=5000", "run.threads=1")
+    attended = start("healthy", *options, pace=40.0, undo_budget=0, snapshot_every_s=300.0)
+    viewer = attended.viewer()
+    viewer.until_step(400)
+    first = viewer.do(parse("lr=*2"))
+    viewer.until_event(SnapshotSaved, reason="before intervention 1")
+    viewer.until_step(first.step + 20)
+    os.kill(attended.trainer, signal.SIGKILL)
+    assert viewer.until_event(RunEnded).status == "lost"
+    attended.resume()  # makes the first intervention again
+    viewer = attended.viewer()
+    viewer.until_step(first.step + 400)
+    second = viewer.do(parse("activation=silu"))
+    viewer.until_event(SnapshotSaved, reason=f"before intervention {second.id}")
+    viewer.until_step(second.step + 20)
+    for turned in (second, first):
+        undone = viewer.do(Undo())
+        assert undone.what.endswith(" (from disk)")
+        assert undone.step == turned.step
+    viewer.until_step(first.step + 60)
+    last = viewer.events(Rewound)[-1]
+    assert (last.to_segment, last.to_step, last.in_force) == (0, first.step, ())
+    made = {
+        event.first + n: loss
+        for event in viewer.events(StepsCompleted)
+        if event.segment == last.segment
+        for n, loss in enumerate(event.losses)
+    }
+    with temporary_home() as home:
+        sets = [word for option in options for word in ("--set", option)]
+        twin = run("run", "healthy", "--json", *sets, "--steps", str(first.step + 60), home=home).losses
+    assert [made[step] for step in range(first.step, first.step + 60)] == twin[first.step :]

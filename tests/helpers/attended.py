@@ -19,6 +19,8 @@ from tui_descent.protocol.codec import MAX_TO_VIEWER, VERSION, decode, to_viewer
 from tui_descent.protocol.commands import AnyCommand, Hello, Request
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, StepsCompleted, ToViewer, Welcome
 from tui_descent.protocol.launch import Launch, start_keeper
+from tui_descent.protocol.run_lock import keep_folder
+from tui_descent.resume import prepare, recorded
 from tui_descent.scenario import presets
 from tui_descent.scenario.toml import to_table
 
@@ -83,6 +85,18 @@ class Attended:
     def wait(self, within_s: float = WITHIN_S) -> int:
         """Wait for the keeper to end; returns its exit code."""
         return self.keeper.wait(within_s)
+
+    def resume(self) -> None:
+        """Go on with the run, which has ended, as `tui-descent resume` does in a terminal."""
+        self.wait()
+        keep_folder(self.launch.path)  # a keeper in this process still holds the lock
+        self._forget()
+        self.launch = prepare(recorded(self.launch.run), attended=True)
+        self.path = Path(self.launch.socket or "")
+        self._start()
+
+    def _forget(self) -> None:
+        os.close(self._ended)
 
     def close(self) -> None:
         """Stop the run and wait for its keeper to end; kill it if it does not."""

@@ -56,6 +56,9 @@ class AttendedHere(Attended):
         assert self._ends_within(within_s)
         return 0
 
+    def _forget(self) -> None:
+        pass
+
     def close(self) -> None:
         """Stop the run."""
         for viewer in self._viewers:

@@ -13,9 +13,18 @@ from torch import Tensor
 
 from tui_descent import resume
 from tui_descent.protocol.commands import Mark, Pause, RunSteps, Stop, Undo
-from tui_descent.protocol.events import Rewound, RunEnded, StateChanged, StepsCompleted
+from tui_descent.protocol.events import (
+    CommandDone,
+    HistorySent,
+    KnobTurned,
+    Rewound,
+    RunEnded,
+    StateChanged,
+    StepsCompleted,
+)
 from tui_descent.protocol.run_lock import create_lock, keep_folder
 from tui_descent.scenario.knobs import parse
+from tui_descent.telemetry.history import History
 from tui_descent.telemetry.record import Record
 from tui_descent.training.setup import build
 from tui_descent.training.undo import disk_snapshots
@@ -191,6 +200,48 @@ def test_run_with_an_undo_goes_on_without_what_was_undone(home: Path) -> None:
     sets = [word for option in options for word in ("--set", option)]
     twin = run("run", "healthy", "--json", *sets, "--at", f"{at}:lr=*0.5", "--at", "110:weight_decay=0.01")
     assert losses(resumed) == {step: loss for step, loss in losses(twin).items() if step >= at + 12}
+
+
+def test_intervention_is_undone_after_a_resumption(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_snapshots, "SHARE", 1e12)
+    options = ("run.steps=60", "run.threads=1", "data.batch_size=32")
+    live = AttendedHere("healthy", *options, snapshot_every_s=3600.0)
+    try:
+        viewer = live.viewer()
+        viewer.ask(Pause())
+        viewer.until_event(StateChanged, state="paused")
+        at = viewer.do(Mark()).step
+        assert at < 40
+        assert isinstance(viewer.do(parse("norm=layer")), KnobTurned)
+        viewer.do(RunSteps(steps=8))
+        viewer.until_event(StateChanged, state="paused")
+        viewer.do(Stop())
+        live.resume()
+        viewer = live.viewer()
+        viewer.until_event(StateChanged, state="running")
+        viewer.ask(Pause())
+        viewer.until_event(StateChanged, state="paused")
+        undone = viewer.do(Undo())
+        assert isinstance(undone, CommandDone)
+        assert undone.what == "undone: norm none → layer (from disk)"
+        (rewound,) = [event for event in viewer.events(Rewound) if not event.resumed]
+        assert (rewound.to_segment, rewound.to_step, rewound.in_force) == (0, at, ())
+        late = live.viewer()
+        history = History.receive(late.until_event(HistorySent))
+        assert (history.segment, history.steps) == (2, at)
+        viewer.do(Stop())
+        viewer.until_event(RunEnded, status="stopped", step=at)
+        live.wait()
+        keep_folder(live.launch.path)
+        resumed = run("resume", live.launch.run, "--json")
+        assert resumed.code == 0, resumed.stderr
+        with Record.open(live.launch.path) as record:
+            assert record.interventions() == []
+    finally:
+        live.close()
+    sets = [word for option in options for word in ("--set", option)]
+    twin = run("run", "healthy", "--json", *sets)
+    assert losses(resumed) == {step: loss for step, loss in losses(twin).items() if step >= at}
 
 
 def test_past_of_a_run_with_an_undo_and_a_resumption() -> None:

@@ -352,7 +352,7 @@ def test_undo_while_held_within_a_step_restores_the_first_optimizer(keeper: Fake
 def test_an_undone_rate_is_shown_with_four_digits_and_restored_exactly() -> None:
     turned = KnobChange(old="0.15625", new="0.195312")
     entry = undo_stack.undo_entry(
-        (0, 0, 0), TurnKnob(knob="lr", value="*1.25"), turned, None, rates=(0.15625, 0.1953125)
+        1, (0, 0, 0), TurnKnob(knob="lr", value="*1.25"), turned, None, rates=(0.15625, 0.1953125)
     )
     assert entry.label == "lr 0.1562 → 0.1953"
     assert [turn.value for turn in entry.undo_turns] == ["0.15625"]

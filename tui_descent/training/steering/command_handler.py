@@ -140,17 +140,18 @@ class CommandHandler:
         undo_stack = None if turn.knob in NEUTRAL_KNOBS else self._undo_stack
         # A resumed scenario run repeats the intervention at its step. A user loop could do so only after that step.
         saves = self.disk if turn.knob not in NEUTRAL_KNOBS else None
-        on_disk = False
+        on_disk = None
         if saves is not None and self._is_scenario:
             saves.save_if_cheap(f"before intervention {progress.interventions + 1}")
-            on_disk = saves.has_present_state
+            on_disk = saves.place
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
         rate, change = self._steering.rate.value, self._apply(turn, before)
         if undo_stack is not None:
             rates = rate, self._steering.rate.value
-            place = progress.segment, progress.step, progress.interventions - 1
-            entry = undo_entry(place, turn, change, before, rates=rates)
-            change = change.with_note(undo_stack.push(entry, on_disk=on_disk))
+            number = progress.interventions
+            place = on_disk or (progress.segment, progress.step, number - 1)
+            entry = undo_entry(number, place, turn, change, before, rates=rates)
+            change = change.with_note(undo_stack.push(entry, on_disk=on_disk is not None))
         count = 1 + len(queued.merged)
         for merged in queued.merged:
             what = f"one of {count} changes merged into intervention {progress.interventions}"

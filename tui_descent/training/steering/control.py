@@ -329,6 +329,8 @@ class Control:
         self._is_begun = found.begun
         if self.undo_stack is not None:
             self.undo_stack.resume(found.in_force, found.undo)
+        if self._disk is not None:
+            self._disk.begin_at((found.segment, found.step, found.interventions))
 
     def _position(self) -> dict[str, Any]:
         """Where the run is, for a snapshot on disk."""

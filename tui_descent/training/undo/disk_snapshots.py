@@ -72,6 +72,7 @@ class DiskSnapshots:
         self._writing: Future[tuple[SnapshotFile, float]] | None = None
         self._thread: threading.Thread | None = None  # the last one that wrote
         self._saved: Content | None = None  # the position that was saved last
+        self._saved_at: Place = (0, 0, 0)  # and the place of its file
         self._written: tuple[int, int, str] = (0, 0, "")  # segment and step of what is being written, and why
         snapshot_file.remove_temporaries(folder)
 
@@ -91,7 +92,7 @@ class DiskSnapshots:
         """Save the state now, unless that has been done, if all snapshots together then still take less than `SHARE` of
         the time.
         """
-        if self.has_present_state or (self._writing is not None and not self._report()):
+        if self.place is not None or (self._writing is not None and not self._report()):
             return
         elapsed_s = time.monotonic() - self._begun_s
         if self._spent_s + self._expected_s() <= SHARE * elapsed_s:
@@ -119,6 +120,7 @@ class DiskSnapshots:
             self._note(error)
             return
         self._saved = _without_time(content)
+        self._saved_at = progress.segment, progress.step, progress.interventions
         self._written = progress.segment, progress.step, reason
         self._writing = future = Future[tuple[SnapshotFile, float]]()
         copied_s = time.monotonic() - start_s
@@ -152,9 +154,17 @@ class DiskSnapshots:
                     file.path.unlink()
 
     @property
-    def has_present_state(self) -> bool:
-        """Whether the present state has been saved, or is being saved."""
-        return self._saved is not None and self._saved == _without_time(self.position())
+    def place(self) -> Place | None:
+        """The place of the present state, if it has been saved or is being saved; otherwise None."""
+        if self._saved is None:
+            return None
+        saved, present = ({**one, "goal": None} for one in (self._saved, _without_time(self.position())))
+        return self._saved_at if saved == present else None
+
+    def begin_at(self, place: Place) -> None:
+        """Tell the snapshots of a run that was resumed which of them has the present state."""
+        if place in {file.place for file in snapshot_file.files(self.folder)}:
+            self._saved, self._saved_at = _without_time(self.position()), place
 
     def read(self, place: Place) -> StateOnDisk | None:
         """The state at `place`; None if there is no file of it. Raises `SnapshotError` if the file cannot be used."""

@@ -34,13 +34,14 @@ NOT_LEFT = "no snapshot from before it is left"
 
 @dataclass(slots=True, eq=False)
 class UndoEntry:
-    """One intervention that can be undone and redone. `place` is the place of the state before it.
+    """One intervention that can be undone and redone. The state before it has its file at `place`, if it has one.
 
     `before` is the snapshot taken before it. `after` is the snapshot taken when it was undone, for a redo. If there is
     no snapshot in memory, an undo uses the one on disk. If there is none either, only the knob's value is restored, by
     the commands `undo_turns` or `redo_turns`; `reason` says why.
     """
 
+    id: int
     place: Place
     label: str
     undo_turns: tuple[TurnKnob, ...]
@@ -48,11 +49,6 @@ class UndoEntry:
     before: Snapshot | None
     after: Snapshot | None = None
     reason: str = ""
-
-    @property
-    def id(self) -> int:
-        """Its number: the interventions of a run are counted from 1."""
-        return self.place[2] + 1
 
     @property
     def step(self) -> int:
@@ -63,6 +59,7 @@ class UndoEntry:
 class SavedEntry(msgspec.Struct, frozen=True):
     """An `UndoEntry` as a snapshot on disk lists it."""
 
+    id: int
     place: Place
     label: str
     undo_turns: tuple[TurnKnob, ...]
@@ -134,7 +131,7 @@ class UndoStack:
     def saved(self) -> list[dict[str, Any]]:
         """The newest interventions in effect as plain values, for a snapshot on disk."""
         return [
-            msgspec.to_builtins(SavedEntry(entry.place, entry.label, entry.undo_turns, entry.redo_turns))
+            msgspec.to_builtins(SavedEntry(entry.id, entry.place, entry.label, entry.undo_turns, entry.redo_turns))
             for entry in self._done[-MOST_SAVED:]
         ]
 
@@ -143,7 +140,7 @@ class UndoStack:
         that a snapshot has listed.
         """
         self._done = [
-            UndoEntry(one.place, one.label, one.undo_turns, one.redo_turns, before=None, reason=NOT_LEFT)
+            UndoEntry(one.id, one.place, one.label, one.undo_turns, one.redo_turns, before=None, reason=NOT_LEFT)
             for one in saved
         ]
         known = {entry.id for entry in self._done}
@@ -237,7 +234,7 @@ class UndoStack:
             return self.undo_value()
         last.after = self.take(segment, step)
         self._undone.append(self._done.pop())
-        label = last.label if before is last.before else f"{last.label} (from the snapshot on disk)"
+        label = last.label if before is last.before else f"{last.label} (from disk)"
         return self._rewind_to(before, label, back=True, entry=last)
 
     def undo_value(self, error: SnapshotError | None = None) -> Rewind:
@@ -342,10 +339,16 @@ class UndoStack:
 
 
 def undo_entry(
-    place: Place, command: TurnKnob, turned: KnobChange, before: Snapshot | None, *, rates: tuple[float, float]
+    id_: int,
+    place: Place,
+    command: TurnKnob,
+    turned: KnobChange,
+    before: Snapshot | None,
+    *,
+    rates: tuple[float, float],
 ) -> UndoEntry:
-    """The entry for an intervention that was made in the state at `place`; `rates` are the learning rates before and
-    after.
+    """The entry for intervention `id_`, made in the state at `place`. `rates` are the learning rates before and after
+    it.
     """
     # If a scenario specifies the rate of the new optimizer, converting the rate back would not give the old rate.
     lr_before, lr_after = (
@@ -370,6 +373,7 @@ def undo_entry(
             )
         ]
     return UndoEntry(
+        id=id_,
         place=place,
         label=f"{command.knob}{target} {change}",
         undo_turns=(*back, *lr_before),
