@@ -145,7 +145,9 @@ def keep_name(launch: Launch, name: str) -> None:
     if launch.command is None or name in ("", DEFAULT_NAME, launch.name):
         return
     with contextlib.suppress(OSError):
-        (launch.path / NAME_FILE).write_text(name[:MOST_NAME], encoding="utf-8", errors="replace")
+        file = os.open(launch.path / NAME_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with open(file, "w", encoding="utf-8", errors="replace") as written:
+            written.write(name[:MOST_NAME])
 
 
 def kept_name(folder: Path) -> str:
