@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
 from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
+from textual.events import Key
 from textual.geometry import Region
 from textual.screen import ModalScreen
 from textual.strip import Strip
@@ -259,3 +260,13 @@ async def test_beneath_a_dialog_the_screen_is_drawn_once_a_second() -> None:
         await dashboard.press("escape")
         await dashboard.drawn()
         assert screen.up_to_date
+
+
+async def test_a_view_that_is_opened_just_before_a_dialog_is_drawn_beneath_it() -> None:
+    async with open_dashboard((80, 24), vanishing(120)) as dashboard:
+        dashboard.app.run_screen.beneath_dialog_s = 1000.0  # type: ignore[misc]
+        await dashboard.drawn()
+        assert "held-out loss" not in dashboard.text()
+        for key in ("3", "q"):  # without a frame between them
+            dashboard.app.post_message(Key(key, key))
+        await dashboard.shows("Leave this run?", "held-out loss")

@@ -319,8 +319,10 @@ class RunScreen(Screen[None]):
         self.query_one(FooterPanel).invalidate()  # its entries depend on the height of the screen
 
     def on_panel_redraw_needed(self) -> None:
-        """Draw at the next frame although the history has not changed."""
-        self._drawn = None
+        """Draw at the next frame although the history has not changed. A panel that has just appeared is empty, so it
+        does not wait beneath a dialog either.
+        """
+        self._drawn, self._beneath_due_s = None, 0.0
 
     # Knobs.
 
