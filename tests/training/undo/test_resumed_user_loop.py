@@ -17,8 +17,8 @@ from knob_turns import UserNet
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from tui_descent.protocol.commands import Mark
-from tui_descent.protocol.events import KnobTurned, Noted, Rewound, RunEnded, SnapshotSaved
+from tui_descent.protocol.commands import Mark, Undo
+from tui_descent.protocol.events import CommandDone, KnobTurned, Noted, Rewound, RunEnded, SnapshotSaved
 from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.resume import Replayed, Resume
 from tui_descent.scenario.knobs import parse
@@ -208,6 +208,25 @@ def test_intervention_is_in_the_snapshot_that_it_causes(folder: Path) -> None:
     saved = snapshot_file.read(next(f.path for f in snapshot_file.files(folder / "snapshots") if f.step == 12))
     assert reasons[12] == "after intervention 1"
     assert saved["state"]["optimizers"][0]["multiplier"] == 0.5
+
+
+def test_intervention_from_before_a_resumption_is_undone_by_value(folder: Path) -> None:
+    first = Loop(folder, plan={5: "lr=*0.5"})
+    first.go(10)
+    first.end()
+    second = Loop(folder, resume=True)
+    second.go(12)
+    second.keeper.send(Undo())
+    second.start = 12
+    second.go(14)
+    second.end()
+    (done,) = second.all(CommandDone)
+    assert (
+        done.what == "undone: lr 0.001087 → 0.0005435; only the value was restored: no snapshot from before it is left"
+    )
+    (back,) = second.all(KnobTurned)
+    assert (back.knob, back.new) == ("lr", first.all(KnobTurned)[0].old)
+    assert not [event for event in second.all(Rewound) if not event.resumed]
 
 
 def test_finished_loop_has_nothing_left_to_do(folder: Path) -> None:

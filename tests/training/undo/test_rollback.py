@@ -14,12 +14,14 @@ from torch import nn
 
 from tui_descent.protocol.events import KnobTurned, Noted, Rewound, RunEnded
 from tui_descent.protocol.launch import Launch
+from tui_descent.training.undo import disk_snapshots
+from tui_descent.training.undo.disk_snapshots import DiskSnapshots
 from tui_descent.training.watch.watch import Watch
 
 
 def hot(folder: Path, *, lr: float, depth: int = 3, optimizer: str = "sgd", **settings: Any) -> Launch:
     folder.mkdir(exist_ok=True)
-    launch = launch_of(folder, plan=(), snapshot_every_s=None, **settings)
+    launch = launch_of(folder, **{"plan": (), "snapshot_every_s": None, **settings})
     assert launch.scenario is not None
     table = dict(launch.scenario)
     table["model"] = {**table["model"], "activation": {"name": "relu"}, "norm": {"name": "none"}, "depth": depth}
@@ -54,6 +56,35 @@ def test_run_ends_as_diverged_after_the_last_rollback(tmp_path: Path) -> None:
     (ended,) = run.all(RunEnded)
     assert ended.status == "diverged"
     assert len(run.all(KnobTurned)) == 2
+
+
+def test_intervention_is_rolled_back_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_snapshots, "SHARE", 1e12)
+    without_memory = {"undo_budget": 0, "snapshot_every_s": 3600.0}
+    launch = hot(tmp_path / "run", lr=0.01, plan=((10, "lr=1e6"),), rollback=3, **without_memory)
+    run = Run(tmp_path / "run", launch)
+    assert run.all(RunEnded)[0].status == "finished"
+    assert [(event.to_step, event.what) for event in run.all(Rewound)] == [(10, "lr 0.01 → 1e+06 (from disk)")]
+    assert [(event.source, event.new) for event in run.all(KnobTurned)] == [("plan", "1e+06"), ("rollback", "0.005")]
+    plain = Run(tmp_path / "plain", hot(tmp_path / "plain", lr=0.01, plan=((10, "lr=*0.5"),)))
+    assert {**losses_of(run)} == losses_of(plain)
+
+
+def test_run_goes_back_to_the_last_good_state_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state before step 0 is on the disk, and nothing is in memory."""
+
+    def save_first(disk: DiskSnapshots) -> None:
+        if disk._progress.step == 0 and disk.place is None:
+            disk.save("periodic")
+
+    monkeypatch.setattr(DiskSnapshots, "save_if_due", save_first)
+    settings = {"lr": 1000.0, "rollback": 20}
+    run = Run(tmp_path / "run", hot(tmp_path / "run", **settings, undo_budget=0, snapshot_every_s=3600.0))
+    in_memory = Run(tmp_path / "other", hot(tmp_path / "other", **settings))
+    assert run.all(RunEnded)[0].status == "finished"
+    assert len(run.all(Rewound)) > 2
+    assert run.all(Rewound)[0].what == "the steps since step 0 (from disk)"
+    assert losses_of(run) == losses_of(in_memory)
 
 
 def test_no_rollback_without_the_option(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from tui_descent.training.stop_run import StopRun
 from tui_descent.training.undo.disk_snapshots import DiskSnapshots
 from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.undo.snapshot_file import SnapshotError
+from tui_descent.training.undo.state_on_disk import StateOnDisk
 from tui_descent.training.undo.undo_stack import Rewind, UndoStack, undo_entry
 from tui_descent.training.watch.layer_list import LayerList
 
@@ -302,7 +303,9 @@ class CommandHandler:
         )
         self._layers.report()
         if self.disk is not None:  # those of the undone steps are removed
-            self.disk.save_if_cheap(f"after {'an undo' if back else 'a redo'}")
+            # A state that was read from the disk is not in memory if it does not fit there.
+            save = self.disk.save if isinstance(snapshot, StateOnDisk) else self.disk.save_if_cheap
+            save(f"after {'an undo' if back else 'a redo'}")
         return what
 
     def _restore(self, move: Rewind) -> Rewind:

@@ -177,6 +177,20 @@ class DiskSnapshots:
         content, run = snapshot_file.read(found[-1].path), self.position()["run"]
         return state_on_disk(self._context, content, run=run, interventions=interventions)
 
+    def last_good(self, interventions: int, highest_loss: float) -> StateOnDisk | None:
+        """The newest state in the past of the present one, from after that number of interventions, that can be used
+        and whose mean loss is at most `highest_loss`; None if there is none. All saved states are finite.
+        """
+        self.wait()
+        for file in reversed(snapshot_file.files(self.folder)):
+            if file.interventions < interventions or not self._progress.is_past(file.segment, file.step):
+                continue
+            with contextlib.suppress(SnapshotError):
+                saved = self.read(file.place)
+                if saved is not None and not saved.loss > highest_loss:
+                    return saved
+        return None
+
     @property
     def limit_bytes(self) -> int:
         """The limit for all snapshots of the run together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,12 @@ class StateOnDisk:
     step: int
     context: KnobContext
     saved: State
+
+    @property
+    def loss(self) -> float:
+        """The mean of the last losses before it; NaN if there were none."""
+        losses = self.saved["knobs"]["losses"]
+        return sum(losses) / len(losses) if losses else math.nan
 
     def restore(self) -> None:
         """Give the run this state. Call `Steering.after_restore` next.

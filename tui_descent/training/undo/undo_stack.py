@@ -29,6 +29,7 @@ from tui_descent.training.undo.state_on_disk import StateOnDisk
 PERIOD_S = 30.0
 PERIODIC_SHARE = 0.01  # the largest share of the time that periodic snapshots may take
 MOST_SAVED = 50  # interventions that a snapshot on disk lists, for an undo after a resumption
+FROM_DISK = " (from disk)"
 NOT_LEFT = "no snapshot from before it is left"
 
 
@@ -213,13 +214,18 @@ class UndoStack:
         """Plan the undo of the last intervention in effect. The caller carries it out.
 
         `broken` means that the loss or a gradient is not finite. With `broken`, the undo goes back to the last good
-        snapshot if that is newer than the intervention; its loss is at most `highest_loss`. Raises `ValueError` if
+        snapshot if that is newer than the intervention; its loss is at most `highest_loss`. If no good snapshot is in
+        memory, it is searched on disk. Raises `ValueError` if
         there is nothing to undo.
         """
         last = self._done[-1] if self._done else None
         good = self.last_good(highest_loss) if broken else None
         if good is not None and (last is None or (good is not last.before and good.step >= last.step)):
             return self._rewind_to(good, f"the steps since step {good.step:,}", back=True)
+        if broken and good is None and self.disk is not None:
+            saved = self.disk.last_good(0 if last is None else last.id, highest_loss)
+            if saved is not None:
+                return self._rewind_to(saved, f"the steps since step {saved.step:,}{FROM_DISK}", back=True)
         if last is None:
             if self.earlier:
                 raise ValueError("nothing to undo: the interventions were made before the run was resumed")
@@ -234,7 +240,7 @@ class UndoStack:
             return self.undo_value()
         last.after = self.take(segment, step)
         self._undone.append(self._done.pop())
-        label = last.label if before is last.before else f"{last.label} (from disk)"
+        label = last.label if before is last.before else last.label + FROM_DISK
         return self._rewind_to(before, label, back=True, entry=last)
 
     def undo_value(self, error: SnapshotError | None = None) -> Rewind:
