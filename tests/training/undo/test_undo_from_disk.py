@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from killed_run import Run, launch_of
+from killed_run import Killer, Run, launch_of
 
 from tui_descent.protocol.commands import AnyCommand, Redo, TurnKnob, Undo
+from tui_descent.protocol.commands import Resume as Continue
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, Rewound, SnapshotSaved
 from tui_descent.protocol.resume import Replayed, Resume
 from tui_descent.scenario.knobs import parse
+from tui_descent.training.setup import build
 from tui_descent.training.undo import disk_snapshots, snapshot_file
 from tui_descent.training.undo.disk_snapshots import DiskSnapshots
 
@@ -126,6 +129,28 @@ def test_each_knob_is_undone_in_a_watched_run(turn: str, plain: Any, tmp_path: P
     assert done(run)[0].endswith(FROM_DISK)
     assert losses(run, 1) == {step: plain[step] for step in range(10, 27)}
     assert losses(run, 0).keys() == set(range(23))
+
+
+@pytest.mark.parametrize("turn", ["optimizer=momentum", "norm=none"])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_undo_while_held_at_a_nan(
+    what: str, turn: str, plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a bad gradient, the run is held inside the step of the optimizer, which the undo replaces."""
+    loss_of = Killer.loss
+
+    def spoilt(killer: Killer, setup: build.Setup) -> torch.Tensor:
+        loss = loss_of(killer, setup)
+        if killer.calls == 25 and what == "loss":
+            return loss * math.nan
+        if killer.calls == 25:
+            loss.register_hook(lambda gradient: gradient * math.nan)
+        return loss
+
+    monkeypatch.setattr(Killer, "loss", spoilt)
+    run = part(tmp_path, {10: [parse(turn)], 25: [Undo(), Continue()]}, until=40)
+    assert done(run)[0].endswith(FROM_DISK)
+    assert losses(run, 1) == {step: plain[step] for step in range(10, 25)}
 
 
 def test_two_interventions_before_the_same_step_have_a_file_each(plain: Any, doubled: Any, tmp_path: Path) -> None:

@@ -315,6 +315,8 @@ class Control:
         """Save the run in these snapshots from now on."""
         self._disk = self._handler.disk = disk
         disk.position = self._position
+        if self.undo_stack is not None:
+            disk.in_effect = self.undo_stack.saved
         if self.undo_stack is not None and self._is_scenario:
             self.undo_stack.disk, disk.needed = disk, self.undo_stack.places
 
@@ -343,7 +345,6 @@ class Control:
             "interventions": progress.interventions,
             # Without an undo stack, no intervention can have been undone.
             "in_force": list(range(1, progress.interventions + 1) if undo_stack is None else undo_stack.in_force),
-            "undo": [] if undo_stack is None else undo_stack.saved(),
             "goal": None if math.isinf(self.mode.goal) else int(self.mode.goal),
             "begun": self._begun == (progress.segment, progress.step) or self._is_begun,
             "elapsed_s": time.perf_counter() - progress.start_s,

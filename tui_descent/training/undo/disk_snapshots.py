@@ -44,9 +44,9 @@ class DiskSnapshots:
 
     A snapshot is saved every `every_s` seconds, or less often if that would take more than `SHARE` of the time. The
     newest `KEEP` are kept, and of those that an undo needs the newest `KEEP_FOR_UNDO`; fewer if together they are
-    larger than `limit_bytes`. `user_state` has the objects that a user loop passed as `state=`. `position` and `needed`
-    are set by the owner: they return where the run is, as plain values, and the places of the states that an undo
-    needs.
+    larger than `limit_bytes`. `user_state` has the objects that a user loop passed as `state=`. `position`, `in_effect`
+    and `needed` are set by the owner: they return where the run is, its interventions in effect (both as plain values),
+    and the places of the states that an undo needs.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class DiskSnapshots:
     ) -> None:
         self.folder, self._progress, self._context = folder, progress, context
         self.position: Callable[[], Content] = dict
+        self.in_effect: Callable[[], list[Content]] = list
         self.needed: Callable[[], Collection[Place]] = tuple
         self._every_s, self._limit_asked, self._user_state = every_s, limit_bytes, user_state or {}
         self._process = os.getpid()
@@ -225,7 +226,8 @@ class DiskSnapshots:
         user_state, left_out = save_user_state(self._user_state)
         for name, why in left_out.items():
             self._progress.note(f'state["{name[:40]}"] is not saved on disk: {why}')
-        return {**self.position(), "state": save_run(self._context), "user_state": user_state}
+        undo, state = self.in_effect(), save_run(self._context)
+        return {**self.position(), "undo": undo, "state": state, "user_state": user_state}
 
     def _write(
         self,
@@ -299,7 +301,7 @@ class DiskSnapshots:
 
 
 def _without_time(content: Content) -> Content:
-    return {key: value for key, value in content.items() if key not in ("elapsed_s", "state", "user_state")}
+    return {key: value for key, value in content.items() if key not in ("elapsed_s", "undo", "state", "user_state")}
 
 
 def _is_finite(content: Content) -> bool:
