@@ -59,7 +59,7 @@ def test_the_summary_counts_from_the_first_step_to_the_last(capsys: pytest.Captu
         progress(event)
     progress(StepsCompleted(segment=0, first=1, losses=[1.0, 0.5], lrs=[0.1] * 2, times_s=[0.5, 2.25], skipped=[]))
     progress(RunEnded(status="finished", step=3))
-    assert capsys.readouterr().out.splitlines()[-1] == "vanishing: finished · 3 steps in 2.2 s"
+    assert capsys.readouterr().out.splitlines()[-1] == "vanishing: finished · 3 steps in 2.2 s · training loss 0.5"
 
 
 def test_the_summary_has_the_last_diagnosis_and_what_to_do_next_time(capsys: pytest.CaptureFixture[str]) -> None:

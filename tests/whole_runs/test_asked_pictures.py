@@ -48,8 +48,9 @@ def test_losses_with_both_views_open_are_those_of_the_headless_run() -> None:
         }
         assert losses
         assert losses == {step: plain[step] for step in losses}
-        assert viewer.events(TaskTaken)[-1].step == 40, "the last picture is that of the trained net"
         viewer.until_event(LensTaken, step=40)
+        if viewer.events(TaskTaken)[-1].step < 40:
+            viewer.until_event(TaskTaken, step=40)  # the last picture is that of the trained net
         viewer.do(Stop())
         viewer.until_closed()
     finally:

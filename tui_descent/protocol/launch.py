@@ -94,9 +94,14 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def keeps_undo(self) -> bool:
-        """Whether snapshots are kept in memory: for an undo in a run with a dashboard or in a loop that started its
-        keeper, and for a rollback.
+        """Whether snapshots are kept in memory, for an undo or a rollback: viewers can connect, or a rollback was asked
+        for.
         """
+        return self.attended or self.socket is not None or self.rollback > 0
+
+    @property
+    def keeps_good_state(self) -> bool:
+        """Whether a snapshot is also taken from time to time, to go back to after a NaN. A headless run ends then."""
         is_own_loop = self.has_own_terminal and self.socket is not None
         return self.attended or is_own_loop or self.rollback > 0
 

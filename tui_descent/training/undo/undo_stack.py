@@ -87,13 +87,14 @@ class UndoStack:
 
     `user_state` holds what a user loop passed as `state=`. `budget_asked` is the memory budget for all snapshots in
     bytes, None for the default on the model's device. `with_random_state` is True for scenario runs only: in a user
-    loop the random number generators are not rewound.
+    loop the random number generators are not rewound. `periodic`: a snapshot is also taken from time to time.
     """
 
     context: KnobContext
     user_state: tuple[HoldsState, ...] = ()
     budget_asked: int | None = None
     with_random_state: bool = True
+    periodic: bool = True
     # Where the states before interventions are on disk; None if they are not. In a user loop they are not: what it
     # passed as `state=` could not be restored together with the rest.
     disk: DiskSnapshots | None = None
@@ -150,7 +151,7 @@ class UndoStack:
     @property
     def due(self) -> bool:
         """Whether a periodic snapshot is due."""
-        return time.monotonic() >= self._next_periodic_s
+        return self.periodic and time.monotonic() >= self._next_periodic_s
 
     def holders(self) -> list[HoldsState]:
         """The objects whose state a snapshot contains."""
@@ -174,7 +175,7 @@ class UndoStack:
     def take_periodic(self, segment: int, step: int) -> Snapshot | None:
         """Take and keep a periodic snapshot, if one is due and fits."""
         start_s = time.monotonic()
-        if start_s < self._next_periodic_s:
+        if not self.periodic or start_s < self._next_periodic_s:
             return None
         snapshot = self.take(segment, step)
         end_s = time.monotonic()

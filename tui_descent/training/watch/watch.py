@@ -521,8 +521,10 @@ def _undo_stack(
     *,
     is_scenario: bool,
 ) -> UndoStack | None:
-    """The run's undo stack; None for a headless run, in which usually nobody asks for an undo."""
+    """The run's undo stack; None for a run to which nobody can connect."""
     if link is None or not link.launch.keeps_undo:
         return None
     holders = user_holders(state) if isinstance(state, Mapping) else state
-    return UndoStack(steering.context, tuple(holders), link.launch.undo_budget, is_scenario)
+    launch = link.launch
+    periodic = launch.keeps_good_state
+    return UndoStack(steering.context, tuple(holders), launch.undo_budget, is_scenario, periodic=periodic)
