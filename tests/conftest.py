@@ -1,6 +1,7 @@
 """Every test has its own home folder, with a short path because a socket's path may have at most 103 bytes.
 
-With `pytest -n 2` one worker runs the tests that start processes, one at a time, and the other worker all others.
+With `pytest -n 3` one worker runs the tests that start processes, one at a time, and the others all other tests. On two
+cores this uses the time in which the first one waits.
 """
 
 from __future__ import annotations
