@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tui_descent import output
-from tui_descent.protocol.events import RunEnded
+from tui_descent.protocol.events import RunEnded, name_of_loss
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.last_verdict import verdict_of_ended
@@ -42,12 +42,12 @@ def print_summary(history: History, *, seconds: str = "") -> None:
         return
     name = history.started.name if history.started else "run"
     facts = [f"{name}: {ended.status}", f"{ended.step:,} step{'s' * (ended.step != 1)}{seconds}"]
-    if ended.loss is not None and ended.accuracy is None:  # of a surface or of a net without held-out data
-        facts.append(f"loss {ended.loss:.6g}")
-    elif history.losses.get(history.segment):
+    if history.losses.get(history.segment) and (ended.loss is None or ended.accuracy is not None):
         facts.append(f"training loss {history.shown_loss:.4g}")
-    if ended.loss is not None and ended.accuracy is not None:
-        facts += [f"held-out loss {ended.loss:.6g}", f"accuracy {ended.accuracy:.4f}"]
+    if ended.loss is not None:
+        facts.append(f"{name_of_loss(ended)} {ended.loss:.6g}")
+    if ended.accuracy is not None:
+        facts.append(f"accuracy {ended.accuracy:.4f}")
     if ended.position is not None:
         facts.append("w = " + ", ".join(f"{v:.12g}" for v in ended.position))
     print(escape_controls(" · ".join(facts)))

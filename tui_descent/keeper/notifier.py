@@ -21,6 +21,7 @@ from tui_descent.protocol.events import (
     NotFinite,
     RunEnded,
     StateChanged,
+    name_of_loss,
 )
 from tui_descent.protocol.launch import (
     ENV_FOLDER,
@@ -99,10 +100,10 @@ class Notifier:
                     return  # notified when it had made all steps
                 reason = f": {event.reason}" if event.reason and event.status != "finished" else ""
                 what = f"{event.status} at step {event.step:,}{reason}"
-                self._notify("end", what, event.step, event.loss, _kind(event))
+                self._notify("end", what, event.step, event.loss, name_of_loss(event))
             case EndReached():
                 self._end_step = event.step
-                self._notify("end", f"has made all {event.step:,} steps", event.step, event.loss, _kind(event))
+                self._notify("end", f"has made all {event.step:,} steps", event.step, event.loss, name_of_loss(event))
             case StateChanged(state="held"):
                 self._notify("hold", f"held at step {self._history.steps:,}: {event.reason}", self._history.steps)
             case NotFinite(then="note"):
@@ -181,8 +182,3 @@ class Notifier:
             return False
         self._running.append(process)
         return True
-
-
-def _kind(event: RunEnded | EndReached) -> str:
-    """What the loss at the end is. Without an accuracy there is no held-out data, as on a test surface."""
-    return "loss" if event.accuracy is None else "held-out loss"

@@ -464,6 +464,11 @@ class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
     log_path: str | None = None
 
 
+def name_of_loss(end: EndReached | RunEnded) -> str:
+    """What the loss at the end is. Without an accuracy there is no held-out data, as on a test surface."""
+    return "loss" if end.accuracy is None else "held-out loss"
+
+
 AnyEvent = (
     RunStarted
     | LayersChanged

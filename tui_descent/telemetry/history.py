@@ -59,7 +59,7 @@ from tui_descent.telemetry.metric_history import MetricHistory, held_out_loss, t
 from tui_descent.telemetry.newest_readings import NewestReadings, move_rows
 from tui_descent.telemetry.pyramid import Pyramid, device_pyramid, loss_pyramid
 from tui_descent.telemetry.race_history import LaneHistory
-from tui_descent.telemetry.smoothing import WINDOW, SmoothedLoss
+from tui_descent.telemetry.smoothing import WINDOW, SmoothedLoss, window_of
 
 # How many entries the log may have. The same limit holds for evaluations, for interventions and for marks. If there are
 # too many evaluations, every second one is dropped, so the rest still spans the run.
@@ -382,8 +382,7 @@ class History:
         self.layers_changed, self.structure, self.ended, self.end_reached = None, 0, None, None
         self._update_knobs(event.knobs)
         self.lanes = [LaneHistory() for _ in event.lanes]
-        # Without batches the loss has no noise to smooth away, and an average would only lag behind the loss.
-        self._smoothing_window = 1.0 if event.scenario is not None and event.scenario.get("data") is None else WINDOW
+        self._smoothing_window = window_of(event.scenario)
 
     def _steps(self, event: StepsCompleted) -> None:
         if not event.losses:

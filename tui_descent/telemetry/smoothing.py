@@ -11,13 +11,21 @@ between batches does not count as a jump.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 WINDOW = 20.0
 STEPS_PER_N = 10  # at the start of a run, n grows by 1 in this many steps
 FAR, DEVIATIONS = math.log(2), 2.5
 JUMP_STEPS = 5
+
+
+def window_of(scenario: Mapping[str, Any] | None) -> float:
+    """The window for a run of this scenario; None for a user loop. Without batches the loss has no noise to smooth
+    away, and an average would only lag behind the loss.
+    """
+    return 1.0 if scenario is not None and scenario.get("data") is None else WINDOW
 
 
 @dataclass(slots=True)

@@ -14,8 +14,9 @@ from torch import nn
 
 from tui_descent.protocol.events import KnobTurned, Noted, Rewound, RunEnded
 from tui_descent.protocol.launch import Launch
-from tui_descent.training.undo import disk_snapshots
+from tui_descent.training.undo import disk_snapshots, state_on_disk
 from tui_descent.training.undo.disk_snapshots import DiskSnapshots
+from tui_descent.training.undo.snapshot_file import SnapshotError
 from tui_descent.training.watch.watch import Watch
 
 
@@ -70,13 +71,13 @@ def test_intervention_is_rolled_back_from_the_disk(tmp_path: Path, monkeypatch: 
     assert {**losses_of(run)} == losses_of(plain)
 
 
+def save_first(disk: DiskSnapshots) -> None:
+    """Takes the place of `save_if_due`: only the state before step 0 is on the disk."""
+    if disk._progress.step == 0 and disk.place is None:
+        disk.save("periodic")
+
+
 def test_run_goes_back_to_the_last_good_state_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state before step 0 is on the disk, and nothing is in memory."""
-
-    def save_first(disk: DiskSnapshots) -> None:
-        if disk._progress.step == 0 and disk.place is None:
-            disk.save("periodic")
-
     monkeypatch.setattr(DiskSnapshots, "save_if_due", save_first)
     settings = {"lr": 1000.0, "rollback": 20}
     run = Run(tmp_path / "run", hot(tmp_path / "run", **settings, undo_budget=0, snapshot_every_s=3600.0))
@@ -85,6 +86,19 @@ def test_run_goes_back_to_the_last_good_state_on_disk(tmp_path: Path, monkeypatc
     assert len(run.all(Rewound)) > 2
     assert run.all(Rewound)[0].what == "the steps since step 0 (from disk)"
     assert losses_of(run) == losses_of(in_memory)
+
+
+def test_run_whose_last_good_state_on_disk_does_not_fit_ends_as_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SnapshotError("it has 3 blocks, the net has 2")
+
+    monkeypatch.setattr(DiskSnapshots, "save_if_due", save_first)
+    monkeypatch.setattr(state_on_disk, "load_run", refuse)
+    run = Run(tmp_path, hot(tmp_path, lr=1000.0, rollback=20, undo_budget=0, snapshot_every_s=3600.0))
+    assert run.all(RunEnded)[0].status == "diverged"
+    assert run.all(Rewound) == []
 
 
 def test_no_rollback_without_the_option(tmp_path: Path) -> None:

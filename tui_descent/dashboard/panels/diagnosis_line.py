@@ -8,7 +8,7 @@ from tui_descent.dashboard import colours
 from tui_descent.dashboard.text.numbers import with_commas
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.events import Diagnosed, NotFinite, RunEnded
+from tui_descent.protocol.events import Diagnosed, NotFinite, RunEnded, name_of_loss
 from tui_descent.protocol.layer_names import of_one_net, pair_in_words
 from tui_descent.scenario.metrics import first_to_last_grad
 from tui_descent.telemetry.diagnosis import MIN_STEPS, verdict, without_advice
@@ -185,8 +185,7 @@ def _ended(ended: RunEnded) -> Words:
         return word, colours.RED, f"{at} · display frozen{LEAVE}", colours.TEXT
     facts = [at]
     if ended.loss is not None:
-        # Without an accuracy there is no held-out data, as on a test surface.
-        facts.append(f"{'loss' if ended.accuracy is None else 'held-out loss'} {ended.loss:.4g}")
+        facts.append(f"{name_of_loss(ended)} {ended.loss:.4g}")
     if ended.accuracy is not None:
         facts.append(f"accuracy {ended.accuracy:.1%}")
     text = ", ".join(facts) + (f": {reason}" if reason else "") + LEAVE

@@ -21,7 +21,7 @@ from tui_descent.telemetry.history import History
 from tui_descent.telemetry.record import checkpoints, event_rows, step_rows
 from tui_descent.telemetry.record.schema import RECORD_FILE, RecordError, connect_to_read
 from tui_descent.telemetry.record.step_rows import checksum
-from tui_descent.telemetry.smoothing import WINDOW, SmoothedLoss
+from tui_descent.telemetry.smoothing import SmoothedLoss, window_of
 
 _CHANGES = "kind IN ('intervention', 'rewound')"  # the condition of an index
 _SEQ = "SELECT value FROM about WHERE key = 'seq'"
@@ -200,9 +200,7 @@ class Record:
             if isinstance(steps := self._unpacked("steps", row), StepsCompleted):
                 losses[:0] = enumerate(steps.losses[: max(0, end - steps.first)], steps.first)
                 end = min(end, steps.first)
-        # As in a history: without batches the loss has no noise to smooth away.
-        window = 1.0 if about.scenario is not None and about.scenario.get("data") is None else WINDOW
-        smoothed = SmoothedLoss()
+        window, smoothed = window_of(about.scenario), SmoothedLoss()
         for step, loss in losses:
             if math.isfinite(loss):
                 smoothed.add(step, loss, window)

@@ -312,13 +312,16 @@ class CommandHandler:
         """Restore the snapshot of an undo or a redo. Returns what is left to do: if a snapshot on disk does not fit,
         that is to restore the value.
 
-        Raises `ValueError`, with nothing changed, if the objects of a user loop refuse their state.
+        Raises `ValueError`, with nothing changed, if the objects of a user loop refuse their state, or if a state that
+        belongs to no intervention does not fit.
         """
         if move.snapshot is None:
             return move
         try:
             move.snapshot.restore()
         except SnapshotError as error:
+            if move.entry is None:
+                raise
             assert self._undo_stack is not None
             self._undo_stack.cancel(move)
             return self._undo_stack.undo_value(error)

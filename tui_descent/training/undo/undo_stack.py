@@ -216,8 +216,7 @@ class UndoStack:
 
         `broken` means that the loss or a gradient is not finite. With `broken`, the undo goes back to the last good
         snapshot if that is newer than the intervention; its loss is at most `highest_loss`. If no good snapshot is in
-        memory, it is searched on disk. Raises `ValueError` if
-        there is nothing to undo.
+        memory, it is searched on disk. Raises `ValueError` if there is nothing to undo.
         """
         last = self._done[-1] if self._done else None
         good = self.last_good(highest_loss) if broken else None
