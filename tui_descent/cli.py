@@ -142,7 +142,11 @@ def _add_run(commands: Any) -> None:
     )
     _add_scenario_options(run)
     run.add_argument(
-        "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="change a knob before update STEP"
+        "--at",
+        metavar="STEP:KNOB=VALUE",
+        action="append",
+        default=[],
+        help="change a knob before update STEP; send --help lists the knobs",
     )
     run.add_argument(
         "--demo", action="store_true", help="play the preset's demonstration: it presses keys and shows captions"
@@ -280,7 +284,12 @@ def _add_live(commands: Any) -> None:
         help="steer a run that is going on, from a script",
         description="Send one command to a run and print its reply as JSON. The exit code is 1 if it is rejected.\n\n"
         "  tui-descent send vanishing residual=on\n  tui-descent send vanishing lr=*0.5 --dry-run\n"
-        "  tui-descent send vanishing pause",
+        "  tui-descent send vanishing pause\n\n"
+        "Knobs, as for --at; a value that is not allowed is answered with those that are:\n\n"
+        "  lr=0.01  lr=*2  activation=gelu  activation@blocks.3=tanh  dropout=0.1\n"
+        "  residual=on,way=gentle  norm=layer,where=pre  init=he  freeze@stem=on\n"
+        "  optimizer=adam  momentum=0.9  betas=0.9/0.95  weight_decay=0.01  clip=1\n"
+        "  schedule=cosine  batch_size=64  kick=0.1  pace=30",
     )
     send.add_argument("run", metavar="RUN", help=RUN_HELP)
     send.add_argument(

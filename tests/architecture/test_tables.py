@@ -6,11 +6,14 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+from tui_descent import cli
 from tui_descent.keeper.notifier import ENV_NOTIFY
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.launch import ENV_RESUME, ENV_SNAPSHOT_EVERY, ENV_SNAPSHOT_SIZE, ENV_UNDO_BUDGET
 from tui_descent.scenario.keys import KEYS, keys_table
-from tui_descent.scenario.knobs import KNOBS, check
+from tui_descent.scenario.knobs import KNOBS, check, parse
 from tui_descent.scenario.spec import Activation
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -86,3 +89,10 @@ def test_the_readme_lists_the_environment_variables_that_a_user_sets() -> None:
     assert sorted(listed) == sorted(ours)
     paths = (README.parent / "tui_descent" / "paths.py").read_text(encoding="utf-8")
     assert set(re.findall(r'"TUI_DESCENT_([A-Z_]+)"', paths)) == {"HOME", "RUNS_DIR"}
+
+
+def test_help_of_send_has_an_example_of_each_knob(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["send", "--help"]) == 0
+    shown = capsys.readouterr().out.partition("Knobs, as for --at")[2].partition("positional arguments")[0]
+    turned = [check(parse(text)) for text in shown.split() if "=" in text]
+    assert {turn.knob for turn in turned} == set(KNOBS)

@@ -220,7 +220,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "E",
         ("E",),
         "events",
-        "event log (view 3): show everything, or only changes, findings and errors",
+        "event log (view 3): show everything, or leave out evaluations and plain notes",
         "toggle_events",
     ),
     KeyBinding("y", ("y",), "log/linear", "switch the loss axis between logarithmic and linear", "toggle_log"),
